@@ -1,0 +1,47 @@
+"""Momentum Contrast for unsupervised visual representation learning (He et al., CVPR 2020).
+
+The parts of the method are here by name; they are imported when they are first used, so that the
+command line answers without waiting for torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Batch": "moco.batch",
+    "Encoder": "moco.encoder",
+    "Entries": "moco.loss",
+    "InBatch": "moco.dictionary",
+    "MemoryBank": "moco.dictionary",
+    "MomentumKeys": "moco.keys",
+    "MomentumQueue": "moco.dictionary",
+    "QueryKeys": "moco.keys",
+    "Recipe": "moco.recipe",
+    "Solo": "moco.world",
+    "TiedKeys": "moco.keys",
+    "Views": "moco.data.views",
+    "backbone_metadata": "moco.export.backbone",
+    "info_nce": "moco.loss",
+    "knn_predict": "moco.evaluate.knn",
+    "load_backbone": "moco.export.backbone",
+    "margin": "moco.loss",
+    "momentum_update": "moco.keys",
+    "nce": "moco.loss",
+    "open_source": "moco.data.open",
+    "pretrain": "moco.launch",
+    "resume": "moco.launch",
+    "trunk": "moco.encoder",
+}
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moco' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,30 @@
+"""One step's input: two views of every image, and what identifies them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Two views of N images.
+
+    Attributes:
+        views: two tensors (N, channels, height, width); the first is the query view.
+        index: (N,) sample index of each image in its source.
+        orders: for each view, the permutation (N,) in which it passes a key encoder that shuffles.
+        step: the step the batch belongs to.
+    """
+
+    views: tuple[Tensor, Tensor]
+    index: Tensor
+    orders: tuple[Tensor, Tensor]
+    step: int
+
+    def pairs(self, *, symmetric: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (query view, key view, order of the key view); with `symmetric`, the roles swapped too."""
+        (first, second), (first_order, second_order) = self.views, self.orders
+        yield first, second, second_order
+        if symmetric:
+            yield second, first, first_order

@@ -1,0 +1,274 @@
+"""From values to objects: the one place that knows which class a recipe's kinds stand for."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moco import chance, dictionary, encoder, keys, loss, recipe
+from moco.data.loader import Loader, measure, plain_batches
+from moco.data.source import Source
+from moco.data.views import Views
+from moco.evaluate.knn import Labelled, knn
+from moco.training import schedule
+from moco.training.checkpoint import Checkpoints
+from moco.training.interpreter import Interpreter
+from moco.training.trainer import Run
+from moco.world import World
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run: what it trains on, and what it may be measured on."""
+
+    train: Source
+    test: Source | None
+
+
+def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.Recipe:
+    """The recipe with what it leaves open filled in from the images and the device."""
+    views = values.views
+    if views.mean is None:
+        mean, std = measure(data.train)
+        views = dataclasses.replace(views, mean=mean, std=std)
+    precision = values.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return dataclasses.replace(values, views=views, precision=precision)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:
+                flags = file.read()
+        except OSError:
+            return False
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def build_encoder(values: recipe.Recipe, channels: int) -> encoder.Encoder:
+    """f_q with the recipe's initial weights, on the CPU."""
+    e = values.encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chance.generator(values.seed, "weights").initial_seed() % 2**63)
+        trunk, features = encoder.trunk(
+            e.arch, width=e.width, stem=e.stem, channels=channels, bn_group=e.bn_group
+        )
+        head = encoder.head(e.head, features, e.dim)
+    autocast = torch.bfloat16 if values.precision == "bfloat16" else None
+    net = encoder.Encoder(trunk, head, autocast=autocast)
+    return net.to(memory_format=torch.channels_last)
+
+
+def build_keys(values: recipe.Recipe, f_q: encoder.Encoder) -> keys.KeyEncoder:
+    """The recipe's key encoder for a query encoder."""
+    match values.keys:
+        case recipe.MomentumKeys(momentum, shuffle):
+            return keys.MomentumKeys(f_q, momentum, shuffle=shuffle)
+        case recipe.TiedKeys(shuffle):
+            return keys.TiedKeys(f_q, shuffle=shuffle)
+        case recipe.QueryKeys():
+            return keys.QueryKeys()
+
+
+def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionary:
+    """The recipe's dictionary for a number of images.
+
+    Raises:
+        ValueError: if a queue without masking is as large as the data set.
+        MemoryError: if a memory bank does not fit.
+    """
+    match values.dictionary:
+        case recipe.Queue(size, mask_own):
+            if size >= images and not mask_own:
+                raise ValueError(
+                    f"dictionary.size must be below the {images:,} images unless own keys are masked, got "
+                    f"{size:,}: every query would find keys of its own image among the negatives; "
+                    f"use --dictionary.size {max(1, images // 2)} or --dictionary.mask-own True"
+                )
+            return dictionary.MomentumQueue(size, values.encoder.dim, mask_own=mask_own, seed=values.seed)
+        case recipe.InBatch():
+            return dictionary.InBatch()
+        case recipe.Bank(size, momentum, per_query, mask_own):
+            return dictionary.MemoryBank(
+                images,
+                size,
+                values.encoder.dim,
+                momentum=momentum,
+                per_query=per_query,
+                mask_own=mask_own,
+                seed=values.seed,
+            )
+
+
+def build_loss(values: recipe.Recipe, images: int) -> Callable[[Tensor, loss.Entries], loss.Contrast]:
+    """The recipe's loss, as a function of queries and entries."""
+    match values.loss:
+        case recipe.InfoNCE(temperature):
+            return functools.partial(loss.info_nce, temperature=temperature)
+        case recipe.NCE(temperature):
+            return NCE(temperature, images)
+        case recipe.Margin(margin):
+            return functools.partial(loss.margin, margin=margin)
+
+
+class NCE(nn.Module):
+    """`nce` with the constant Z that its first batch sets and checkpoints keep."""
+
+    def __init__(self, temperature: float, images: int):
+        super().__init__()
+        self.temperature, self.images = temperature, images
+        self.normalizer: Tensor
+        self.register_buffer("normalizer", torch.zeros(()))
+
+    def forward(self, q: Tensor, entries: loss.Entries) -> loss.Contrast:
+        if not self.normalizer:
+            self.normalizer.copy_(loss.nce_normalizer(q, entries, self.temperature, self.images))
+        return loss.nce(q, entries, self.temperature, self.images, self.normalizer)
+
+
+def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """The recipe's learning rate as a function of the step."""
+    base = schedule.linear_scaling(values.optimizer.lr, values.batch)
+    kind = values.schedule
+
+    def rate(step: int) -> float:
+        epoch = step // steps_per_epoch
+        match kind:
+            case recipe.Step(milestones, factor):
+                decay = schedule.step_decay(epoch, milestones, factor)
+            case recipe.Cosine(by_epoch=True, first_epoch=first):
+                decay = schedule.cosine((epoch + first) * steps_per_epoch / steps)
+            case recipe.Cosine():
+                decay = schedule.cosine(step / steps)
+            case recipe.Exponential(every, factor):
+                decay = schedule.exponential(step, every, factor)
+            case recipe.Constant():
+                decay = 1.0
+        return base * schedule.warm_up(step, kind.warmup * steps_per_epoch) * decay
+
+    return rate
+
+
+def labelled(
+    values: recipe.Recipe, data: Data, device: torch.device, *, whole: bool = False
+) -> tuple[Labelled, Labelled] | None:
+    """Bank and queries for kNN, or None where there are no labels.
+
+    Without test images every fifth training image is a query and the others are the bank.
+
+    Args:
+        values: its monitor says how many images to take.
+        data: the images.
+        device: where they are encoded.
+        whole: take every image.
+    """
+    test = data.test if data.test is not None else data.train
+    if data.train.labels is None or test.labels is None:
+        return None
+    held_out = torch.arange(len(data.train)) % 5 == 4 if data.test is None else None
+    monitor, views = values.monitor, Views(values.views)
+    chosen = []
+    for source, count, purpose in (data.train, monitor.bank, "bank"), (test, monitor.queries, "queries"):
+        order = chance.permute(np.arange(len(source)), len(source), values.seed, purpose)
+        indices = torch.from_numpy(order)
+        if held_out is not None:
+            indices = indices[held_out[indices] == (purpose == "queries")]
+        indices = indices if whole else indices[:count]
+        indices = indices.sort().values
+        batches = functools.partial(plain_batches, source, views, indices, device=device)
+        assert source.labels is not None
+        chosen.append(Labelled(batches, source.labels[indices]))
+    return chosen[0], chosen[1]
+
+
+def build(
+    values: recipe.Recipe,
+    data: Data,
+    world: World,
+    *,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    workers: int = 2,
+) -> Run:
+    """Everything a run works on.
+
+    Args:
+        values: a resolved recipe.
+        data: the images.
+        world: the processes that train together.
+        device: where to train.
+        checkpoints: where the run saves itself.
+        workers: decoding threads.
+
+    Raises:
+        ValueError: if recipe and images do not fit together; nothing has been written then.
+        MemoryError: if the dictionary does not fit.
+    """
+    loader = Loader(
+        data.train, Views(values.views), values.batch, seed=values.seed, device=device, workers=workers
+    )
+    steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
+    f_q = build_encoder(values, data.train.channels).to(device)
+    table = build_dictionary(values, len(data.train)).to(device)
+    criterion = build_loss(values, len(data.train))
+    if isinstance(criterion, nn.Module):
+        criterion.to(device)
+    o = values.optimizer
+    optimizer = torch.optim.SGD(
+        f_q.parameters(),
+        o.lr,
+        momentum=o.momentum,
+        weight_decay=o.weight_decay,
+        nesterov=o.nesterov,
+        fused=device.type in ("cpu", "cuda"),
+    )
+    knn_data = labelled(values, data, device)
+
+    def measure_knn(net: encoder.Encoder) -> Iterator[tuple[str, float]]:
+        if knn_data is not None:
+            yield from knn(net, *knn_data, k=values.monitor.k, temperature=values.monitor.temperature)
+
+    return Run(
+        f_q=f_q,
+        keys=build_keys(values, f_q),
+        dictionary=table,
+        loss=criterion,
+        optimizer=optimizer,
+        symmetric=values.symmetric,
+        accumulate=values.accumulate,
+        world=world,
+        batches=loader.stream,
+        learning_rate=learning_rate(values, steps, loader.steps_per_epoch),
+        steps=steps,
+        steps_per_epoch=loader.steps_per_epoch,
+        batch_size=values.batch,
+        measure=measure_knn,
+        measure_every=values.monitor.every,
+        interpreter=_interpreter(values),
+        checkpoints=checkpoints,
+        journal_every=values.journal_every,
+        checkpoint_every=values.checkpoint_every,
+        name=values.name,
+    )
+
+
+def _interpreter(values: recipe.Recipe) -> Interpreter:
+    match values.dictionary:
+        case recipe.Queue(size):
+            negatives = size
+            filled: int | None = -(-size // (values.batch * (2 if values.symmetric else 1)))
+        case recipe.InBatch():
+            negatives, filled = values.batch - 1, None
+        case recipe.Bank(size):
+            negatives, filled = size, None
+    return Interpreter(negatives if isinstance(values.loss, recipe.InfoNCE) else None, filled)

@@ -1,0 +1,73 @@
+"""What a run shows on a terminal: a progress bar where there is one, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moco.training.trainer import Observer
+
+
+class Terminal(Observer):
+    """Progress on standard error, so that standard output holds results only."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.steps = self.batch_size = self.first = 0
+        self.knn: float | None = None
+        self.started: float | None = None
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def begin(self, done: int, steps: int, batch_size: int) -> None:
+        self.steps, self.batch_size = steps, batch_size
+        if self.console.is_terminal:
+            columns = [
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[text]}"),
+            ]
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=steps, completed=done, text="")
+            self.bar.start()
+
+    def progress(self, done: int, row: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        if self.started is None:  # the first step warms up and is not counted
+            self.started, self.first = now, done
+            return
+        speed = (done - self.first) * self.batch_size / (now - self.started)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, text=f"{speed:.0f} images/s  {self._describe(row)}")
+        elif row and row["step"] == done:
+            left = (self.steps - done) * self.batch_size / speed
+            rate = f"{speed:.0f} images/s  {_duration(left)} left"
+            print(f"step {done:,}/{self.steps:,}  {rate}  {self._describe(row)}", file=sys.stderr, flush=True)
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.knn = row.get("knn_trunk", self.knn)
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, soft_wrap=True)
+
+    def _describe(self, row: dict[str, Any]) -> str:
+        if not row:
+            return ""
+        text = f"loss {row['loss']:.3f}  pretext {100 * row['accuracy']:.0f} %"
+        return text if self.knn is None else f"{text}  kNN {self.knn:.1f} %"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,88 @@
+"""Random resized crops: which box, and its pixels, for whole batches at once.
+
+Boxes are those of torchvision's `RandomResizedCrop`; pixels are those of its bilinear, antialiased
+`resized_crop`, computed as two small matrix products for each image.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ATTEMPTS = 10
+DRAWS = 4 * ATTEMPTS  # area, ratio, top and left of each attempt
+
+
+def crop_boxes(
+    draws: Float[Tensor, "N 40"],
+    heights: Int[Tensor, " N"],
+    widths: Int[Tensor, " N"],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Int[Tensor, "N 4"]:
+    """The first of ten random boxes that fits each image, else the largest central one.
+
+    Args:
+        draws: uniform numbers in (0, 1), `DRAWS` per image.
+        heights, widths: of the images, pixels.
+        scale: smallest and largest share of the image's area.
+        ratio: narrowest and widest box, width over height; drawn uniformly in its logarithm.
+
+    Returns:
+        Top, left, height and width of each box, pixels.
+    """
+    area_draw, ratio_draw, top_draw, left_draw = draws.view(-1, ATTEMPTS, 4).unbind(2)
+    heights, widths = heights[:, None], widths[:, None]
+    area = heights * widths * (scale[0] + (scale[1] - scale[0]) * area_draw)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * ratio_draw)
+    width = torch.sqrt(area * aspect).round().long()
+    height = torch.sqrt(area / aspect).round().long()
+    fits = (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
+
+    top = (top_draw * (heights - height + 1)).long()
+    left = (left_draw * (widths - width + 1)).long()
+    boxes = torch.stack([top, left, height, width], dim=2)
+    first = fits.int().argmax(1)
+    chosen = boxes[torch.arange(len(boxes)), first]
+    return torch.where(fits.any(1, keepdim=True), chosen, _central_boxes(heights, widths, ratio))
+
+
+def _central_boxes(heights: Tensor, widths: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """The central box of each image that comes closest to its whole and keeps within the ratio."""
+    aspect = widths / heights
+    width = torch.where(aspect > ratio[1], (heights * ratio[1]).round().long(), widths)
+    height = torch.where(aspect < ratio[0], (widths / ratio[0]).round().long(), heights)
+    top = torch.div(heights - height, 2, rounding_mode="floor")
+    left = torch.div(widths - width, 2, rounding_mode="floor")
+    return torch.cat([top, left, height, width], dim=1)
+
+
+def resize_boxes(
+    images: Float[Tensor, "N channels H W"], boxes: Int[Tensor, "N 4"], flip: Tensor, size: int
+) -> Float[Tensor, "N channels size size"]:
+    """Each image's box, resized to a square by antialiased bilinear interpolation, mirrored where asked.
+
+    Args:
+        images: any values; the result stays within their range.
+        boxes: top, left, height, width of each, pixels.
+        flip: (N,) bool, mirror left and right.
+        size: of the result, pixels.
+    """
+    rows = _weights(boxes[:, 0], boxes[:, 2], size, images.shape[2], images.dtype)
+    columns = _weights(boxes[:, 1], boxes[:, 3], size, images.shape[3], images.dtype)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return torch.matmul(torch.matmul(rows[:, None], images), columns[:, None].transpose(2, 3))
+
+
+def _weights(start: Tensor, length: Tensor, size: int, extent: int, dtype: torch.dtype) -> Tensor:
+    """(N, size, extent): share of each input pixel in each output pixel, a triangle as wide as the scale."""
+    start, length = start.to(dtype)[:, None], length.to(dtype)[:, None]
+    scale = length / size
+    centre = start + (torch.arange(size, dtype=dtype, device=start.device) + 0.5) * scale
+    pixel = torch.arange(extent, dtype=dtype, device=start.device) + 0.5
+    distance = (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
+    inside = (pixel > start) & (pixel < start + length)
+    weights = (1 - distance).clamp_(min=0).mul_(inside[:, None])
+    return weights.div_(weights.sum(2, keepdim=True))

@@ -1,0 +1,107 @@
+"""Views: two random versions of an image, the pretext task's query and key.
+
+Every parameter is a keyed draw of its own (seed, epoch, image, view), so a view does not depend on
+the batch it is made in. The geometry comes first, because images of mixed size must become square
+before they can form a batch; the photometric changes then run on the whole batch.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from moco import chance
+from moco.data import colour, crop
+from moco.data.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The parameters of one view of N images, as the operations take them."""
+
+    crop_draws: Float[Tensor, "N 40"]
+    flip: Bool[Tensor, " N"]
+    jitter: Bool[Tensor, " N"]
+    factors: Float[Tensor, "N 4"]
+    order: Int[Tensor, "N 4"]
+    grayscale: Bool[Tensor, " N"]
+    blur: Bool[Tensor, " N"]
+    sigma: Float[Tensor, " N"]
+
+    def to(self, device: torch.device) -> "Parameters":
+        """The same parameters on another device."""
+        return Parameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+
+
+class Views:
+    """Makes views as an `Augmentation` says.
+
+    Args:
+        augmentation: its settings, with mean and standard deviation given.
+
+    Raises:
+        ValueError: if mean and standard deviation are still to be measured.
+
+    Source: MoCo, Section 3.3 "Pretext task"; v2, Section 3; the released `main_moco.py`.
+    """
+
+    def __init__(self, augmentation: Augmentation):
+        if augmentation.mean is None or augmentation.std is None:
+            raise ValueError("views need a mean and a standard deviation; measure them on the images first")
+        self.augmentation = augmentation
+        self.mean = torch.tensor(augmentation.mean).view(1, -1, 1, 1)
+        self.std = torch.tensor(augmentation.std).view(1, -1, 1, 1)
+
+    def draw(self, seed: int, epoch: int, index: np.ndarray, view: int) -> Parameters:
+        """The parameters of view 0 or 1 of the images with these sample indices in this epoch."""
+        a = self.augmentation
+        draws = chance.uniform(seed, "view", index, crop.DRAWS + 13, step=epoch, view=view)
+        flip, jitter, grayscale, blur, sigma = draws[:, crop.DRAWS : crop.DRAWS + 5].unbind(1)
+        factors = 2 * draws[:, -8:-4] - 1
+        strengths = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue], dtype=factors.dtype)
+        centres = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=factors.dtype)
+        return Parameters(
+            crop_draws=draws[:, : crop.DRAWS],
+            flip=flip < a.flip_probability,
+            jitter=jitter < a.jitter_probability,
+            factors=(centres + strengths * factors).float(),
+            order=draws[:, -4:].argsort(1),
+            grayscale=grayscale < a.grayscale_probability,
+            blur=blur < a.blur_probability,
+            sigma=(a.blur_sigma[0] + (a.blur_sigma[1] - a.blur_sigma[0]) * sigma).float(),
+        )
+
+    def boxes(
+        self, parameters: Parameters, heights: Int[Tensor, " N"], widths: Int[Tensor, " N"]
+    ) -> Int[Tensor, "N 4"]:
+        """Top, left, height and width of each crop in images of these sizes."""
+        a = self.augmentation
+        return crop.crop_boxes(parameters.crop_draws, heights, widths, a.scale, a.ratio)
+
+    def geometry(
+        self, images: Float[Tensor, "N channels H W"], parameters: Parameters
+    ) -> Float[Tensor, "N channels size size"]:
+        """Crop, resize and mirror images of one size."""
+        count, _, height, width = images.shape
+        boxes = self.boxes(parameters, torch.full((count,), height), torch.full((count,), width))
+        return crop.resize_boxes(images, boxes.to(images.device), parameters.flip, self.augmentation.size)
+
+    def photometry(
+        self, images: Float[Tensor, "N channels size size"], parameters: Parameters
+    ) -> Float[Tensor, "N channels size size"]:
+        """Colour changes, blur and normalisation of square images in [0, 1], which are overwritten."""
+        if self.augmentation.grayscale_first:
+            colour.grayscale(images, parameters.grayscale)
+        colour.jitter(images, parameters.factors, parameters.order, parameters.jitter)
+        if not self.augmentation.grayscale_first:
+            colour.grayscale(images, parameters.grayscale)
+        colour.blur(images, parameters.sigma, parameters.blur)
+        return self.normalise(images)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation; laid out channels last."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

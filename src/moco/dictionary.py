@@ -1,0 +1,191 @@
+"""The dictionaries a query is looked up in: a queue, the current batch, or a memory bank (Figure 2).
+
+Legend: N queries, K negative keys, C dimensions, k (N, C) keys of the current batch.
+"""
+
+import os
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from moco import chance
+from moco.batch import Batch
+from moco.loss import Entries
+from moco.world import World
+
+
+class Dictionary(nn.Module, ABC):
+    """Keeps keys; says which are a query's positive and negatives."""
+
+    @abstractmethod
+    def lookup(self, k: Float[Tensor, "N C"], batch: Batch, world: World) -> Entries:
+        """Positives and negatives of the batch's queries; the current keys k are not yet enqueued."""
+
+    @abstractmethod
+    def enqueue(self, k: Float[Tensor, "N C"], batch: Batch, world: World) -> None:
+        """Take in the batch's keys, of all processes in rank order."""
+
+
+class MomentumQueue(Dictionary):
+    """The last K keys, oldest out first; they serve every query as negatives.
+
+    K is any number: it need not be a multiple of the batch, and a batch larger than K leaves its
+    last K keys. The queue starts with random unit vectors that belong to no image.
+
+    Args:
+        size: K, at least 1; 65,536 in the paper.
+        dim: C.
+        mask_own: leave out keys of the query's own image. Needed once K reaches the number of
+            images, where each image would meet its own earlier keys as negatives.
+        seed: of the initial keys.
+
+    Raises:
+        ValueError: if K is below 1.
+
+    Source: MoCo, Section 3.2 "Dictionary as a queue", Algorithm 1.
+    """
+
+    def __init__(self, size: int = 65536, dim: int = 128, *, mask_own: bool = False, seed: int = 0):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"dictionary.size must be at least 1 key, got {size} (the paper uses 65536)")
+        start = torch.randn(size, dim, generator=chance.generator(seed, "queue"))
+        self.keys: Tensor
+        self.index: Tensor
+        self.register_buffer("keys", F.normalize(start, dim=1))
+        self.register_buffer("index", torch.full((size,), -1))
+        self.mask_own = mask_own
+        self.enqueued = 0
+
+    def lookup(self, k, batch, world):
+        if not self.mask_own:
+            return Entries(k, self.keys)
+        return Entries(k, self.keys, batch.index, self.index)
+
+    @torch.no_grad()
+    def enqueue(self, k, batch, world):
+        size = len(self.keys)
+        k, index = world.gather(k), world.gather(batch.index)
+        self.enqueued += len(k)
+        k, index = k[-size:], index[-size:]
+        start = (self.enqueued - len(k)) % size
+        head = min(len(k), size - start)  # keys before the end of the buffer; the rest wraps around
+        for buffer, new in (self.keys, k), (self.index, index):
+            buffer[start : start + head] = new[:head]
+            buffer[: len(k) - head] = new[head:]
+
+    def newest(self, count: int) -> Float[Tensor, "count C"]:
+        """The last `count` keys, oldest first."""
+        end = self.enqueued % len(self.keys)
+        return self.keys.roll(-end, dims=0)[len(self.keys) - count :]
+
+    @property
+    def filled(self) -> bool:
+        """True once every random initial key is gone."""
+        return self.enqueued >= len(self.keys)
+
+    def get_extra_state(self) -> int:
+        return self.enqueued
+
+    def set_extra_state(self, state: int) -> None:
+        self.enqueued = state
+
+
+class InBatch(Dictionary):
+    """The keys of the current batch: each query's negatives are the other images' keys.
+
+    With `TiedKeys` this is the end-to-end mechanism; the gradient reaches the keys. A batch of K
+    images gives K − 1 negatives.
+
+    Source: MoCo, Section 3.2 "Relations to previous mechanisms", Figure 2a.
+    """
+
+    def lookup(self, k, batch, world):
+        return Entries(k, world.gather(k), batch.index, world.gather(batch.index))
+
+    def enqueue(self, k, batch, world):
+        """Nothing outlives the step."""
+
+
+class MemoryBank(Dictionary):
+    """One slot for each image of the data set; K of them are drawn as negatives at each step.
+
+    The positive is the image's own slot, so a slot is the average of its image's last queries:
+    v_i ← normalise(m v_i + (1 − m) q_i).
+
+    Args:
+        images: number of slots.
+        size: K, drawn uniformly with replacement.
+        dim: C.
+        momentum: m of the representation in [0, 1); 0.5 in InstDisc. Not the momentum of an encoder.
+        per_query: draw K negatives for each query, as InstDisc does, at N * K * C numbers of
+            memory; otherwise the queries of a step share K draws.
+        mask_own: leave out draws of the query's own slot (InstDisc keeps them).
+        seed: of the initial slots and the draws.
+        memory: bytes the bank may take; None allows three quarters of this machine's.
+
+    Raises:
+        ValueError: if K is below 1 or m outside [0, 1).
+        MemoryError: if images * dim * 4 bytes do not fit.
+
+    Source: MoCo, Section 3.2, Figure 2b; Wu et al. 2018 and its released code for the initial
+    values (uniform in ±1/sqrt(C/3), not normalised) and the momentum.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        size: int = 65536,
+        dim: int = 128,
+        *,
+        momentum: float = 0.5,
+        per_query: bool = False,
+        mask_own: bool = False,
+        seed: int = 0,
+        memory: int | None = None,
+    ):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"dictionary.size must be at least 1 key, got {size}")
+        if not 0 <= momentum < 1:
+            raise ValueError(
+                f"dictionary.momentum must be in [0, 1), got {momentum} "
+                "(the share of its old value that a slot keeps; InstDisc uses 0.5)"
+            )
+        need = images * dim * 4
+        have = memory if memory is not None else _machine_memory() * 3 // 4
+        if need > have:
+            raise MemoryError(
+                f"a memory bank of {images:,} images x {dim} numbers needs {need / 2**30:,.1f} GiB, "
+                f"{have / 2**30:,.1f} GiB may be used; a momentum queue does not grow with the data"
+            )
+        slots = torch.rand(images, dim, generator=chance.generator(seed, "bank"))
+        self.slots: Tensor
+        self.register_buffer("slots", slots.mul_(2).sub_(1).div_((dim / 3) ** 0.5))
+        self.size, self.momentum, self.per_query = size, momentum, per_query
+        self.mask_own, self.seed = mask_own, seed
+
+    def lookup(self, k, batch, world):
+        if self.per_query:
+            rows = batch.index.cpu().numpy()
+            draws = chance.uniform(self.seed, "bank draws", rows, self.size, step=batch.step)
+            drawn = (draws * len(self.slots)).long()
+        else:
+            generator = chance.generator(self.seed, "bank draws", batch.step)
+            drawn = torch.randint(len(self.slots), (self.size,), generator=generator)
+        drawn = drawn.to(self.slots.device)
+        own = (batch.index, drawn) if self.mask_own else (None, None)
+        return Entries(self.slots[batch.index], self.slots[drawn], *own)
+
+    @torch.no_grad()
+    def enqueue(self, k, batch, world):
+        k, index = world.gather(k), world.gather(batch.index)
+        self.slots[index] = F.normalize(torch.lerp(k, self.slots[index], self.momentum), dim=1)
+
+
+def _machine_memory() -> int:
+    """Bytes of memory this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,64 @@
+"""Features of images, from a frozen encoder."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from moco.encoder import Encoder
+from moco.norm import GroupedBatchNorm2d
+
+
+class Features(NamedTuple):
+    """Features of M images, on the CPU: what the trunk gives, and the head's unit-length output."""
+
+    trunk: Float[Tensor, "M D"]
+    output: Float[Tensor, "M C"]
+
+
+@torch.no_grad()
+def extract(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"]]) -> Features:
+    """Features in evaluation mode; the encoder's mode and statistics are left as they were."""
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        trunk, output = [], []
+        for images in batches:
+            features = encoder.features(images)
+            trunk.append(features.float().cpu())
+            output.append(encoder.project(features).float().cpu())
+    finally:
+        encoder.train(was_training)
+    return Features(torch.cat(trunk), torch.cat(output))
+
+
+def pixels(batches: Iterable[Float[Tensor, "N channels H W"]], *, side: int = 32) -> Float[Tensor, "M D"]:
+    """Raw pixels as features, averaged down to at most `side` squared: the baseline of no network at all."""
+    return torch.cat(
+        [F.adaptive_avg_pool2d(images, min(side, images.shape[-1])).flatten(1).cpu() for images in batches]
+    )
+
+
+@torch.no_grad()
+def calibrate(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"]]) -> None:
+    """Set the running statistics of batch normalisation to their means over these batches.
+
+    An untrained network has none; without them its features would be a handicapped baseline.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, GroupedBatchNorm2d)]
+    settings = [(norm.momentum, norm.group_size) for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.group_size = None
+    was_training = encoder.training
+    encoder.train()
+    for number, images in enumerate(batches):
+        for norm in norms:
+            norm.momentum = 1 / (number + 1)
+        encoder.features(images)
+    encoder.train(was_training)
+    for norm, (momentum, group_size) in zip(norms, settings, strict=True):
+        norm.momentum, norm.group_size = momentum, group_size

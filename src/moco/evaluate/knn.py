@@ -1,0 +1,93 @@
+"""k-nearest-neighbour classification: what features are worth without training anything on them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from moco.encoder import Encoder
+from moco.evaluate.features import extract
+
+_QUERIES, _BANK = 500, 65_536  # rows of similarities held at once
+
+
+def knn_predict(
+    queries: Float[Tensor, "Q D"],
+    bank: Float[Tensor, "M D"],
+    labels: Int[Tensor, " M"],
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> Int[Tensor, " Q"]:
+    """The class for which a query's k most similar bank entries vote, each with exp(cosine / T).
+
+    Args:
+        queries: features to classify; any length, they are normalised here.
+        bank: features that vote.
+        labels: classes of the bank, from 0.
+        k: voters, 1 to M.
+        temperature: T > 0; infinity counts every vote the same.
+
+    Returns:
+        The class of each query; the lower number where votes are equal.
+
+    Raises:
+        ValueError: if k or the temperature is out of range.
+
+    Source: Wu et al. 2018, Section 3.4; k = 200 and T = 0.1 are those of the released CIFAR-10 demo.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k must be between 1 and the {len(bank)} images of the bank, got {k}")
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be above 0, got {temperature}")
+    bank, classes = F.normalize(bank, dim=1), int(labels.max()) + 1
+    predictions = []
+    for chunk in F.normalize(queries, dim=1).split(_QUERIES):
+        best = torch.empty(len(chunk), 0, dtype=chunk.dtype)
+        voters = torch.empty(len(chunk), 0, dtype=torch.long)
+        for start in range(0, len(bank), _BANK):
+            similarity = chunk @ bank[start : start + _BANK].T
+            top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            best, index = torch.cat([best, top], 1), torch.cat([voters, index + start], 1)
+            best, chosen = best.topk(min(k, best.shape[1]), dim=1)
+            voters = index.gather(1, chosen)
+        votes = torch.zeros(len(chunk), classes, dtype=best.dtype)
+        votes.scatter_add_(1, labels[voters], ((best - 1) / temperature).exp())
+        predictions.append(votes.argmax(1))
+    return torch.cat(predictions)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled images as evaluation takes them: a way to read them again and again, and their classes."""
+
+    batches: Callable[[], Iterable[Float[Tensor, "N channels H W"]]]
+    labels: Int[Tensor, " M"]
+
+
+def accuracy(
+    queries: Float[Tensor, "Q D"],
+    query_labels: Int[Tensor, " Q"],
+    bank: Float[Tensor, "M D"],
+    bank_labels: Int[Tensor, " M"],
+    *,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> float:
+    """Share of queries that `knn_predict` classifies rightly, in percent; k is at most the bank."""
+    predicted = knn_predict(queries, bank, bank_labels, k=min(k, len(bank)), temperature=temperature)
+    return 100 * (predicted == query_labels).double().mean().item()
+
+
+def knn(
+    encoder: Encoder, bank: Labelled, queries: Labelled, *, k: int = 200, temperature: float = 0.1
+) -> Iterator[tuple[str, float]]:
+    """Yield kNN accuracy in percent on trunk features and on the unit-length output."""
+    of_bank, of_queries = extract(encoder, bank.batches()), extract(encoder, queries.batches())
+    for layer in "trunk", "output":
+        q, b = getattr(of_queries, layer), getattr(of_bank, layer)
+        value = accuracy(q, queries.labels, b, bank.labels, k=k, temperature=temperature)
+        yield f"knn_{layer}", round(value, 3)

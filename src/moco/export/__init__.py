@@ -1,0 +1,1 @@
+"""Weights out: files that other libraries load."""

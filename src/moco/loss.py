@@ -1,0 +1,226 @@
+"""The contrastive loss as dictionary look-up, Eqn. (1), and the two alternatives the paper names.
+
+Legend: N queries, K negative keys, C dimensions, q (N, C) queries, T temperature; every row is a
+unit-length vector, so a dot product is a cosine similarity.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 1024  # keys per pass: N x CHUNK similarities stay in the cache of a CPU core at N = 256
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a dictionary holds for N queries.
+
+    Attributes:
+        positives: the key of each query's own image.
+        negatives: keys shared by all queries (K, C), or K keys for each query (N, K, C).
+        query_index: sample index of each query; None compares no indices, so nothing is masked.
+        negative_index: sample index of each negative, -1 where it belongs to no sample.
+    """
+
+    positives: Float[Tensor, "N C"]
+    negatives: Float[Tensor, "K C"] | Float[Tensor, "N K C"]
+    query_index: Int[Tensor, " N"] | None = None
+    negative_index: Int[Tensor, " K"] | Int[Tensor, "N K"] | None = None
+
+    def chunk(self, parts: int) -> list["Entries"]:
+        """The same entries for each of `parts` equal, consecutive groups of queries."""
+
+        def split(x: Any, per_query: bool) -> list[Any]:
+            return list(x.chunk(parts)) if x is not None and per_query else [x] * parts
+
+        per_query = self.negatives.dim() == 3
+        return [
+            Entries(p, n, i, j)
+            for p, n, i, j in zip(
+                self.positives.chunk(parts),
+                split(self.negatives, per_query),
+                split(self.query_index, True),
+                split(self.negative_index, per_query),
+                strict=True,
+            )
+        ]
+
+    def own(self, columns: slice = slice(None)) -> Bool[Tensor, "N k"] | None:
+        """True where a negative (of those in `columns`) is a key of the query's own image."""
+        if self.query_index is None or self.negative_index is None:
+            return None
+        return self.query_index[:, None] == self.negative_index[..., columns]
+
+
+class Contrast(NamedTuple):
+    """The loss (a scalar that carries the gradient) and the pretext task's accuracy in [0, 1]."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def info_nce(q: Float[Tensor, "N C"], entries: Entries, temperature: float) -> Contrast:
+    """(K+1)-way classification of each query as its own key, averaged over the queries.
+
+    L_q = -log[ exp(q.k+ / T) / sum_{i=0..K} exp(q.k_i / T) ]
+
+    Shared negatives are streamed in chunks and the gradient is formed on the way, so the memory
+    is O(N * CHUNK) and the N x (1 + K) matrix never exists. Gradients reach q, the positives and
+    the negatives, whichever ask for them; they cannot be differentiated again.
+
+    Args:
+        q: queries, unit length.
+        entries: their keys.
+        temperature: T > 0; 0.07 in v1, 0.2 in v2.
+
+    Returns:
+        The loss in nats (equal similarities give log(1 + K)) and the share of queries more
+        similar to their own key than to every negative.
+
+    Raises:
+        ValueError: if the temperature is not positive.
+
+    Source: MoCo, Section 3.1, Eqn. (1).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature} (v1 uses 0.07, v2 uses 0.2)")
+    with torch.autocast(q.device.type, enabled=False):
+        if entries.negatives.dim() == 3:
+            positive, negative = _similarities(q, entries)
+            logits = torch.cat([positive[:, None], negative], dim=1) / temperature
+            loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.long))
+            return Contrast(loss, _accuracy(positive, negative))
+        loss, accuracy = _StreamedInfoNCE.apply(q, entries.positives, entries.negatives, entries, temperature)
+    return Contrast(loss, accuracy)
+
+
+class _StreamedInfoNCE(torch.autograd.Function):
+    """Softmax over the dictionary with a running maximum; the gradient is computed in the forward pass."""
+
+    @staticmethod
+    def forward(ctx, q, positives, negatives, entries, temperature):
+        scaled = q / temperature
+        positive = (scaled * positives).sum(1)
+        peak, mass, mixture = positive.clone(), torch.ones_like(positive), torch.zeros_like(q)
+        hardest = torch.full_like(positive, -torch.inf)
+
+        def chunks():
+            for start in range(0, len(negatives), CHUNK):
+                columns = slice(start, start + CHUNK)
+                similarity = scaled @ negatives[columns].T
+                if (own := entries.own(columns)) is not None:
+                    similarity.masked_fill_(own, -torch.inf)
+                yield columns, similarity
+
+        for columns, similarity in chunks():
+            hardest = torch.maximum(hardest, similarity.amax(1))
+            new_peak = torch.maximum(peak, hardest)
+            shrink = (peak - new_peak).exp_()
+            weights = similarity.sub_(new_peak[:, None]).exp_()
+            mass = mass.mul_(shrink).add_(weights.sum(1))
+            mixture = mixture.mul_(shrink[:, None]).addmm_(weights, negatives[columns])
+            peak = new_peak
+
+        share = (positive - peak).exp_() / mass  # softmax probability of the positive
+        per_nat = 1 / (len(q) * temperature)
+        grad_q = grad_positives = grad_negatives = None
+        if ctx.needs_input_grad[0]:
+            grad_q = (mixture / mass[:, None]).addcmul_(share[:, None] - 1, positives).mul_(per_nat)
+        if ctx.needs_input_grad[1]:
+            grad_positives = (share[:, None] - 1) * q * per_nat
+        if ctx.needs_input_grad[2]:
+            grad_negatives = torch.empty_like(negatives)
+            log_total = peak + mass.log()
+            for columns, similarity in chunks():
+                weights = similarity.sub_(log_total[:, None]).exp_()
+                grad_negatives[columns] = weights.T @ q * per_nat
+        ctx.save_for_backward(grad_q, grad_positives, grad_negatives)
+        accuracy = (positive > hardest).to(q.dtype).mean()
+        ctx.mark_non_differentiable(accuracy)
+        return (peak + mass.log() - positive).mean(), accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_loss, _):
+        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
+        return *grads, None, None
+
+
+def nce(
+    q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int, normalizer: Tensor
+) -> Contrast:
+    """Noise-contrastive estimation of "which image is it", against uniform noise over all images.
+
+    With P(i|q) = exp(q.k_i / T) / Z, noise Pn = 1 / images and h = P / (P + K Pn):
+    L_q = -log h(k+) - sum_{i=1..K} log(1 - h(k_i)), averaged over the queries.
+
+    Args:
+        q: queries, unit length.
+        entries: their keys; masked negatives count as absent.
+        temperature: T > 0; InstDisc uses 0.07.
+        images: number of images in the data set, of which the noise draws uniformly.
+        normalizer: Z, a scalar constant (see `nce_normalizer`).
+
+    Returns:
+        The loss in nats and the accuracy of `info_nce`. At its optimum P equals the data density.
+
+    Source: Wu et al. 2018 (InstDisc), Eqns. (4)-(8); the rival of MoCo's footnote 2. *Deviation:*
+    computed from log-odds, so the released code's 1e-7 inside each quotient is not needed.
+    """
+    positive, negative = _similarities(q, entries)
+    noise = negative.shape[1] / images
+    log_odds = -(normalizer.log() + torch.tensor(noise, dtype=q.dtype).log())
+    loss = -F.logsigmoid(positive / temperature + log_odds) - F.logsigmoid(
+        -(negative / temperature + log_odds)
+    ).sum(1)
+    return Contrast(loss.mean(), _accuracy(positive, negative))
+
+
+@torch.no_grad()
+def nce_normalizer(q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int) -> Tensor:
+    """Z as InstDisc sets it once, from its first batch: the mean of exp(q.k / T), times the images."""
+    positive, negative = _similarities(q, entries)
+    weights = (torch.cat([positive[:, None], negative], dim=1) / temperature).exp()
+    return weights[weights > 0].mean() * images
+
+
+def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float) -> Contrast:
+    """Each negative must be less similar than the positive by a margin; violations are averaged.
+
+    L = mean over violating (q, k-) of q.k- - q.k+ + margin; zero once no pair violates.
+
+    Args:
+        q: queries, unit length.
+        entries: their keys.
+        margin: in cosine similarity, between 0 and 2.
+
+    Returns:
+        The loss in cosine similarity (equal similarities give `margin`) and the accuracy of `info_nce`.
+
+    Source: the margin-based losses of MoCo, Section 2 (Hadsell et al. 2006), in the triplet form
+    averaged over non-zero terms of Hermans et al. 2017.
+    """
+    positive, negative = _similarities(q, entries)
+    violation = (negative - positive[:, None] + margin).clamp(min=0)
+    loss = violation.sum() / (violation > 0).sum().clamp(min=1)
+    return Contrast(loss, _accuracy(positive, negative))
+
+
+def _similarities(q: Tensor, entries: Entries) -> tuple[Tensor, Tensor]:
+    """Cosine similarity to the positive (N,) and to each negative (N, K), -inf where it is masked."""
+    shared = entries.negatives.dim() == 2
+    negative = q @ entries.negatives.T if shared else torch.einsum("nc,nkc->nk", q, entries.negatives)
+    if (own := entries.own()) is not None:
+        negative = negative.masked_fill(own, -torch.inf)
+    return (q * entries.positives).sum(1), negative
+
+
+@torch.no_grad()
+def _accuracy(positive: Tensor, negative: Tensor) -> Tensor:
+    """Share of queries whose positive beats every negative."""
+    return (positive > negative.amax(1)).to(positive.dtype).mean()

@@ -1,0 +1,114 @@
+"""Batch normalisation by groups: the statistics of an n-GPU run, on any number of processes.
+
+The paper's batch normalisation sees the 32 images of one GPU at a time. Here that number is a
+property of the layer, so one process with eight groups computes what eight processes with one
+group each compute, and the shuffled keys of Section 3.3 have groups to be shuffled between.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose training statistics cover `group_size` consecutive images each.
+
+    Running statistics move by the mean over the groups, so evaluation is that of one
+    `nn.BatchNorm2d` and the state dict has the same keys. Works on slices in either memory
+    format without copying them.
+
+    Args:
+        features: channels.
+        group_size: images per group (32 in the paper); None takes the whole batch as one group.
+
+    Raises:
+        ValueError: if the group size is below 1, or, in training, a batch is no whole number of groups.
+
+    Source: MoCo, Section 3.3 "Shuffling BN"; the released code's per-GPU batch normalisation.
+    """
+
+    def __init__(self, features: int, group_size: int | None = None, **options):
+        super().__init__(features, **options)
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"group_size must be at least 1 image, got {group_size}")
+        self.group_size: int | None = group_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.group_size is None or len(x) == self.group_size:
+            return super().forward(x)
+        if len(x) % self.group_size:
+            raise ValueError(
+                f"a batch of {len(x)} images does not divide into groups of {self.group_size}; "
+                "make the batch a multiple of the group size"
+            )
+        groups = len(x) // self.group_size
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        means = self.running_mean.repeat(groups, 1)
+        variances = self.running_var.repeat(groups, 1)
+        y = _NormaliseGroups.apply(
+            x, self.weight, self.bias, means, variances, self.group_size, self.momentum, self.eps
+        )
+        with torch.no_grad():
+            self.running_mean.copy_(means.mean(0))
+            self.running_var.copy_(variances.mean(0))
+            self.num_batches_tracked.add_(1)
+        return y
+
+
+class _NormaliseGroups(torch.autograd.Function):
+    """`native_batch_norm` on each group, written straight into its slice of one output."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, means, variances, group_size, momentum, eps):
+        y = torch.empty_like(x)
+        saved = [(torch.empty_like(weight), torch.empty_like(weight)) for _ in means]
+        for group, out, mean, variance, stats in zip(
+            x.split(group_size), y.split(group_size), means, variances, saved, strict=True
+        ):
+            torch.native_batch_norm(
+                group, weight, bias, mean, variance, True, momentum, eps, out=(out, *stats)
+            )
+        ctx.save_for_backward(x, weight)
+        ctx.stats, ctx.group_size, ctx.eps = saved, group_size, eps
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y):
+        x, weight = ctx.saved_tensors
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        grad_y = grad_y.contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+        grad_x = torch.empty_like(x)
+        grads = torch.zeros(2, len(ctx.stats), len(weight), dtype=weight.dtype, device=weight.device)
+        for i, (group, grad, out) in enumerate(
+            zip(
+                x.split(ctx.group_size),
+                grad_y.split(ctx.group_size),
+                grad_x.split(ctx.group_size),
+                strict=True,
+            )
+        ):
+            torch.ops.aten.native_batch_norm_backward.out(
+                grad, group, weight, None, None, *ctx.stats[i], True, ctx.eps, [True, True, True],
+                out0=out, out1=grads[0, i], out2=grads[1, i],
+            )  # fmt: skip
+        grad_weight, grad_bias = grads.sum(1)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+def group_batch_norm(module: nn.Module, group_size: int | None) -> nn.Module:
+    """Replace every `nn.BatchNorm2d` inside a module by a grouped one with the same state, in place."""
+    for name, child in module.named_children():
+        if type(child) is nn.BatchNorm2d:
+            grouped = GroupedBatchNorm2d(
+                child.num_features, group_size, eps=child.eps, momentum=child.momentum
+            )
+            grouped.load_state_dict(child.state_dict())
+            setattr(module, name, grouped)
+        else:
+            group_batch_norm(child, group_size)
+    return module

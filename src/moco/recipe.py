@@ -1,0 +1,305 @@
+"""A recipe holds every independent value of a run, and nothing else: no tensor, no code, no torch.
+
+Kinds (which keys, which dictionary, which loss, which schedule) are chosen in Python by naming
+another class; numbers are fields, and the command line turns each into a flag.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moco.data.augmentation import Augmentation
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """f_q and, by copy, f_k."""
+
+    arch: str = "resnet50"
+    """resnet18/34/50/101/152, resnext50_32x8d, resnet50w2x, resnet50w4x, torchvision/NAME or timm/NAME."""
+    width: int | None = None
+    """Channels of the first stage, the others scale with it; None is the architecture's own."""
+    stem: Literal["imagenet", "small", "small2"] = "imagenet"
+    """imagenet: 7x7 stride 2 and a pool; small: 3x3 stride 1; small2: 3x3 stride 2."""
+    head: Literal["linear", "mlp"] = "linear"
+    """linear: v1's fully connected layer; mlp: v2's, with one hidden layer."""
+    dim: int = 128
+    """Length C of queries and keys."""
+    bn_group: int | None = 32
+    """Images per batch-normalisation group (32 per GPU in the paper); None: the whole batch."""
+
+    def __post_init__(self):
+        _require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
+        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+        _require(
+            self.bn_group is None or self.bn_group >= 2,
+            f"encoder.bn_group must be at least 2 images (one image has no variance), got {self.bn_group}",
+        )
+
+
+@dataclass(frozen=True)
+class MomentumKeys:
+    """Keys of a momentum encoder."""
+
+    momentum: float = 0.999
+    """m in θ_k ← m θ_k + (1 − m) θ_q, in [0, 1)."""
+    shuffle: bool = True
+    """Shuffling BN: permute the keys between batch-normalisation groups."""
+
+    def __post_init__(self):
+        _require(
+            0 <= self.momentum < 1,
+            f"keys.momentum must be in [0, 1), got {self.momentum} "
+            "(it is m in θ_k ← m θ_k + (1 − m) θ_q; the paper uses 0.999)",
+        )
+
+
+@dataclass(frozen=True)
+class TiedKeys:
+    """Keys of the query encoder, with gradient (end-to-end)."""
+
+    shuffle: bool = True
+    """Shuffling BN: permute the keys between batch-normalisation groups."""
+
+
+@dataclass(frozen=True)
+class QueryKeys:
+    """Queries kept as later keys (memory bank)."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The last K keys."""
+
+    size: int = 65536
+    """K, the number of negative keys."""
+    mask_own: bool = False
+    """Leave out keys of the query's own image; required when K is not below the number of images."""
+
+    def __post_init__(self):
+        _require(
+            self.size >= 1, f"dictionary.size must be at least 1 key, got {self.size} (the paper uses 65536)"
+        )
+
+
+@dataclass(frozen=True)
+class InBatch:
+    """The other images of the batch."""
+
+
+@dataclass(frozen=True)
+class Bank:
+    """One slot per image, K drawn at each step."""
+
+    size: int = 65536
+    """K, the number of negative keys drawn."""
+    momentum: float = 0.5
+    """Share of its old value that a slot keeps, in [0, 1)."""
+    per_query: bool = False
+    """Draw negatives for each query (InstDisc) instead of once for the batch."""
+    mask_own: bool = False
+    """Leave out draws of the query's own slot."""
+
+    def __post_init__(self):
+        _require(self.size >= 1, f"dictionary.size must be at least 1 key, got {self.size}")
+        _require(0 <= self.momentum < 1, f"dictionary.momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass(frozen=True)
+class InfoNCE:
+    """(K+1)-way softmax, Eqn. (1)."""
+
+    temperature: float = 0.07
+    """T; 0.07 in v1, 0.2 in v2."""
+
+    def __post_init__(self):
+        _require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class NCE:
+    """Noise-contrastive estimation as InstDisc has it."""
+
+    temperature: float = 0.07
+    """T of exp(similarity / T) / Z."""
+
+    def __post_init__(self):
+        _require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Triplet-style loss."""
+
+    margin: float = 0.5
+    """Least difference in cosine similarity between positive and negative."""
+
+    def __post_init__(self):
+        _require(0 < self.margin <= 2, f"loss.margin must be in (0, 2], got {self.margin}")
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent; weight decay applies to every parameter, as in the released code."""
+
+    lr: float = 0.03
+    """Learning rate of a batch of 256; another batch scales it linearly."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    nesterov: bool = False
+
+    def __post_init__(self):
+        _require(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
+        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        _require(
+            self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}"
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """Multiply the learning rate at milestones."""
+
+    milestones: tuple[int, ...] = (120, 160)
+    """Epochs at whose start it is multiplied."""
+    factor: float = 0.1
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from zero."""
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from the learning rate to zero."""
+
+    by_epoch: bool = False
+    """Constant within an epoch (the released code) instead of falling with every step."""
+    first_epoch: int = 0
+    """Number of the first epoch, with `by_epoch`: 0 for v2, 1 in the CIFAR-10 demo."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from zero."""
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """Multiply the learning rate every so many steps."""
+
+    every: int = 62_500
+    """Steps between multiplications."""
+    factor: float = 0.9
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from zero."""
+
+    def __post_init__(self):
+        _require(self.every >= 1, f"schedule.every must be at least 1 step, got {self.every}")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """One learning rate throughout."""
+
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from zero."""
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """kNN accuracy while training, where the images have labels. Training never sees the labels."""
+
+    every: int = 1
+    """Epochs between measurements; 0 measures at the end only."""
+    bank: int = 5000
+    """Labelled training images to vote, while training; the last measurement takes all."""
+    queries: int = 1000
+    """Test images to classify, while training; the last measurement takes all."""
+    k: int = 200
+    """Neighbours that vote."""
+    temperature: float = 0.1
+    """Votes weigh exp(similarity / temperature)."""
+
+    def __post_init__(self):
+        _require(self.k >= 1, f"monitor.k must be at least 1 neighbour, got {self.k}")
+        _require(self.temperature > 0, f"monitor.temperature must be above 0, got {self.temperature}")
+        _require(self.every >= 0, f"monitor.every must not be negative, got {self.every}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every independent value of a pre-training run; the defaults are MoCo v1 on ImageNet-1M."""
+
+    name: str = "v1"
+    """What the run calls itself."""
+    encoder: Encoder = field(default_factory=Encoder)
+    views: Augmentation = field(default_factory=Augmentation)
+    keys: MomentumKeys | TiedKeys | QueryKeys = field(default_factory=MomentumKeys)
+    dictionary: Queue | InBatch | Bank = field(default_factory=Queue)
+    loss: InfoNCE | NCE | Margin = field(default_factory=InfoNCE)
+    symmetric: bool = False
+    """Each view is once the query and once the key; the two losses are averaged."""
+    optimizer: SGD = field(default_factory=SGD)
+    schedule: Step | Cosine | Exponential | Constant = field(default_factory=Step)
+    batch: int = 256
+    """Images per step, over all processes."""
+    epochs: int | None = 200
+    """Passes over the images; give this or iterations."""
+    iterations: int | None = None
+    """Steps in all."""
+    accumulate: int = 1
+    """Parts in which the query batch passes the encoder, to save memory; results stay the same."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the encoders; auto takes bfloat16 where the processor has it in hardware."""
+    seed: int = 0
+    monitor: Monitor = field(default_factory=Monitor)
+    journal_every: int = 50
+    """Steps between rows of the journal, each the mean over those steps."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints to keep."""
+
+    def __post_init__(self):
+        _require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
+        _require(
+            (self.epochs is None) != (self.iterations is None),
+            f"give epochs or iterations, not both: got epochs {self.epochs} and iterations {self.iterations}",
+        )
+        for name in (
+            "epochs",
+            "iterations",
+            "accumulate",
+            "journal_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        group = self.encoder.bn_group
+        _require(
+            group is None or self.batch % group == 0,
+            f"encoder.bn_group must divide the batch, got groups of {group} in a batch of {self.batch}",
+        )
+        part, rest = divmod(self.batch, self.accumulate)
+        _require(
+            rest == 0 and (self.accumulate == 1 or (group is not None and part % group == 0)),
+            f"accumulate must split the batch of {self.batch} into parts of whole batch-normalisation groups "
+            f"({group} images), got {self.accumulate} parts; set encoder.bn_group to a divisor of the part",
+        )
+        _require(
+            self.accumulate == 1 or isinstance(self.keys, MomentumKeys),
+            "accumulate needs keys that carry no gradient and do not come from the queries: momentum keys",
+        )
+        _require(
+            isinstance(self.keys, QueryKeys) == isinstance(self.dictionary, Bank),
+            "query keys and a memory bank go together: a bank stores queries, and stored queries need a bank",
+        )
+        _require(
+            not (self.symmetric and isinstance(self.dictionary, Bank)),
+            "symmetric must be off with a memory bank, whose slots take one view of an image per step",
+        )
+        _require(
+            not (isinstance(self.keys, TiedKeys) and isinstance(self.dictionary, Queue)),
+            "tied keys change at every step and are consistent within a batch only: use dictionary InBatch()",
+        )

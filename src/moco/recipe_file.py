@@ -1,0 +1,72 @@
+"""Recipes as TOML files, which say everything needed to run them again."""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from moco.recipe import Recipe
+
+
+def to_dict(values: Any) -> dict[str, Any]:
+    """A recipe as nested plain values for TOML; absent values are left out, classes named as `kind`."""
+    result: dict[str, Any] = {}
+    for f in dataclasses.fields(values):
+        value = getattr(values, f.name)
+        if dataclasses.is_dataclass(value):
+            result[f.name] = {"kind": type(value).__name__, **to_dict(value)}
+        elif value is not None:
+            result[f.name] = list(value) if isinstance(value, tuple) else value
+        else:
+            result[f.name] = "none"
+    return result
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
+    """The inverse of `to_dict`; absent fields take their defaults.
+
+    Raises:
+        ValueError: on a field or kind the class does not have, or a value out of its range.
+    """
+    hints = typing.get_type_hints(cls)
+    if unknown := set(values) - set(hints):
+        raise ValueError(f"unknown recipe field {where}{sorted(unknown)[0]}; there are {', '.join(hints)}")
+    arguments = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            kinds = {c.__name__: c for c in _members(hints[name])}
+            kind = value.get("kind", next(iter(kinds)))
+            if kind not in kinds:
+                raise ValueError(f"{where}{name}.kind must be one of {', '.join(kinds)}, got {kind!r}")
+            fields = {k: v for k, v in value.items() if k != "kind"}
+            value = from_dict(kinds[kind], fields, f"{where}{name}.")
+        arguments[name] = tuple(value) if isinstance(value, list) else None if value == "none" else value
+    return cls(**arguments)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def write(path: Path, recipe: Recipe, run: dict[str, Any]) -> None:
+    """Write a recipe and, under [run], what the run found out (data, hardware, versions) as TOML."""
+    path.write_text(tomli_w.dumps({**to_dict(recipe), "run": run}), encoding="utf-8")
+
+
+def read(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe and the [run] table of a TOML file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no recipe.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from None
+    run = values.pop("run", {})
+    return from_dict(Recipe, values), run

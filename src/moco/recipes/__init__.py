@@ -1,0 +1,28 @@
+"""Recipes by name: functions that return values, and say what they are for and what they give."""
+
+from collections.abc import Callable
+
+from moco.recipe import Recipe
+from moco.recipes.imagenet import instagram, v1, v2
+from moco.recipes.small import cifar, cifar_symmetric, cpu, demo
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "demo": demo,
+    "cpu": cpu,
+    "cifar": cifar,
+    "cifar-symmetric": cifar_symmetric,
+    "v1": v1,
+    "v2": v2,
+    "instagram": instagram,
+}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,61 @@
+"""The papers' settings for ImageNet-1M and Instagram-1B."""
+
+from dataclasses import replace
+
+from moco.data.augmentation import V1, V2
+from moco.recipe import Cosine, Encoder, Exponential, InfoNCE, MomentumKeys, Queue, Recipe, Step
+
+
+def v1() -> Recipe:
+    """MoCo v1 on ImageNet-1M: ResNet-50, K = 65,536, m = 0.999, T = 0.07, 200 epochs.
+
+    Run: moco pretrain v1 --data IMAGENET --out RUN
+    Paper: 60.6 % linear top-1, about 53 hours on 8 V100. Ours: not run.
+    Source: MoCo, Section 4.1; released code: 60.8 ± 0.2 over five runs.
+    """
+    return Recipe(
+        name="v1",
+        encoder=Encoder(arch="resnet50", head="linear", dim=128, bn_group=32),
+        views=V1,
+        keys=MomentumKeys(momentum=0.999),
+        dictionary=Queue(size=65536),
+        loss=InfoNCE(temperature=0.07),
+        schedule=Step(milestones=(120, 160), factor=0.1),
+        batch=256,
+        epochs=200,
+    )
+
+
+def v2() -> Recipe:
+    """MoCo v2 on ImageNet-1M: v1 with an MLP head, blur, T = 0.2 and a cosine schedule.
+
+    Run: moco pretrain v2 --data IMAGENET --out RUN (add --epochs 800 for the longer schedule)
+    Paper: 67.5 % linear top-1 at 200 epochs, 71.1 % at 800. Ours: not run.
+    Source: Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning".
+    """
+    base = v1()
+    return replace(
+        base,
+        name="v2",
+        encoder=replace(base.encoder, head="mlp"),
+        views=V2,
+        loss=InfoNCE(temperature=0.2),
+        schedule=Cosine(by_epoch=True),
+    )
+
+
+def instagram() -> Recipe:
+    """MoCo v1 on Instagram-1B: batch 1024, 1.25 M steps (about 1.4 epochs of 940 M images).
+
+    Run: moco pretrain instagram --data IMAGES --out RUN
+    Paper: about 6 days on 64 GPUs. Ours: not run.
+    Source: MoCo, Section 4.1: lr 0.12 (0.03 per 256), times 0.9 every 62,500 steps.
+    """
+    return replace(
+        v1(),
+        name="instagram",
+        schedule=Exponential(every=62_500, factor=0.9),
+        batch=1024,
+        epochs=None,
+        iterations=1_250_000,
+    )

@@ -1,0 +1,87 @@
+"""A run's folder: what it was begun with, who holds it, and whether another recipe is meant."""
+
+import contextlib
+import datetime
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco import __version__, recipe_file
+from moco.build import Data
+from moco.recipe import Recipe
+
+
+def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a run folder and what it knows about data and machine.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run.
+    """
+    if not (out / "recipe.toml").exists():
+        raise FileNotFoundError(f"{out} holds no run: there is no {out / 'recipe.toml'}")
+    return recipe_file.read(out / "recipe.toml")
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the run folder; the lock goes with the process, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / ".lock", "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except BlockingIOError:
+            raise FileExistsError(f"another process is training in {out}") from None
+        yield
+
+
+def provenance(spec: str, data: Data, fingerprint: str, device: torch.device) -> dict[str, Any]:
+    """What reproducing a run needs besides its recipe."""
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "data": spec,
+        "fingerprint": fingerprint,
+        "images": len(data.train),
+        "channels": data.train.channels,
+        "device": str(device),
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "moco": __version__,
+        "commit": git.stdout.strip() or "unknown",
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def difference(stored: Any, asked: Any, where: str = "") -> str:
+    """The first value in which two recipes differ."""
+    if type(stored) is not type(asked):
+        return f"{where.rstrip('.')} is {type(stored).__name__} there, {type(asked).__name__} here"
+    for name in stored.__dataclass_fields__:
+        old, new = getattr(stored, name), getattr(asked, name)
+        if hasattr(old, "__dataclass_fields__"):
+            if found := difference(old, new, f"{where}{name}."):
+                return found
+        elif old != new:
+            return f"{where}{name} is {old} there, {new} here"
+    return ""

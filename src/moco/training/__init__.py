@@ -1,0 +1,1 @@
+"""Momentum Contrast training: the step, its schedule, the loop, what it writes."""

@@ -1,0 +1,100 @@
+"""Checkpoints that survive a kill at any instant: written aside, synced, renamed, checked on load.
+
+`step-00001000.pt` holds tensors and plain values only and is loaded without executing any pickled
+code; `step-00001000.json` beside it holds its SHA-256. torch's own loader would read a file with a
+flipped bit without complaint.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: where they are; made when the first one is written.
+        keep: how many of the newest to keep, at least 1.
+        say: told, in a sentence, about every file that is passed over.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 3, say: Callable[[str], None] = print):
+        self.folder, self.keep, self.say = folder, keep, say
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Write the state after `step` steps, then drop those that are too old.
+
+        Raises:
+            OSError: if it cannot be written; the earlier checkpoints stay.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        path, content = self._path(step), buffer.getvalue()
+        manifest = {
+            "step": step,
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+        write_atomically(path, content)
+        write_atomically(path.with_suffix(".json"), json.dumps(manifest).encode())
+        for old in self._steps()[: -self.keep]:
+            self._path(old).with_suffix(".json").unlink(missing_ok=True)
+            self._path(old).unlink(missing_ok=True)
+
+    def load(self, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
+        """The newest whole checkpoint's step and state, or None if there is none."""
+        for step in reversed(self._steps()):
+            path = self._path(step)
+            if (damage := self._damage(path)) is None:
+                return step, torch.load(path, map_location=device, weights_only=True)
+            self.say(f"checkpoint {path.name} is passed over: {damage}; trying the one before")
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:09d}.pt"
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.pt"))
+
+    def _damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, None if nothing is."""
+        try:
+            manifest = json.loads(path.with_suffix(".json").read_text())
+            content = path.read_bytes()
+            expected = manifest["bytes"], manifest["sha256"]
+        except (OSError, ValueError, KeyError) as error:
+            return f"its manifest is missing or unreadable ({error})"
+        if len(content) != expected[0]:
+            return f"it has {len(content):,} bytes of {expected[0]:,}"
+        if hashlib.sha256(content).hexdigest() != expected[1]:
+            return "its checksum does not match its content"
+        return None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that, whatever happens, either the old or the new content is found whole."""
+    aside = path.with_name(path.name + ".tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)

@@ -1,0 +1,60 @@
+"""What a run tells: `journal.jsonl`, a function of the recipe and the data, and `timing.jsonl`.
+
+Wall-clock times are kept apart, so that the journal of a run that was killed and resumed is, byte
+for byte, that of one that was not.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Rows of one run, each with the step after which it was written.
+
+    Args:
+        folder: the run's.
+        step: where the run starts or resumes; rows of later steps are dropped, as is a torn last line.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.path, self.timing_path = folder / "journal.jsonl", folder / "timing.jsonl"
+        self.rows = [row for row in read(self.path) if row["step"] <= step]
+        for path in self.path, self.timing_path:
+            kept = [row for row in read(path) if row["step"] <= step]
+            aside = path.with_suffix(".tmp")
+            aside.write_text("".join(_line(row) for row in kept))
+            aside.replace(path)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row of results; it must hold "step" and nothing that a resumed run would not repeat."""
+        self.rows.append(row)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def write_timing(self, row: dict[str, Any]) -> None:
+        """Append a row of wall-clock measurements."""
+        with open(self.timing_path, "a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a journal; none if there is no file."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # torn by a kill while it was written
+    return rows
+
+
+def _line(row: dict[str, Any]) -> str:
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,42 @@
+"""Shapes are checked in every test: jaxtyping's annotations, enforced by beartype."""
+
+import os
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per test process: pytest-xdist runs several
+_hook = install_import_hook(
+    [
+        *(f"moco.{part}" for part in ("batch", "chance", "loss", "keys", "dictionary", "encoder")),
+        *(f"moco.data.{part}" for part in ("views", "crop", "colour", "source", "loader")),
+        *(f"moco.evaluate.{part}" for part in ("knn", "features")),
+    ],
+    "beartype.beartype",
+)
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real images that lie beside the checkout, where there are any."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the image sets in {SHARED}")
+    return SHARED
+
+
+@pytest.fixture
+def unit():
+    """Random unit vectors in double precision: unit(rows, columns, seed)."""
+
+    def make(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
+
+    return make

@@ -1,0 +1,117 @@
+import json
+import os
+import pickle
+
+import pytest
+import torch
+
+from moco.training.checkpoint import Checkpoints, write_atomically
+
+
+def filled(folder, steps=(10, 20, 30), keep=3):
+    said = []
+    checkpoints = Checkpoints(folder, keep=keep, say=said.append)
+    for step in steps:
+        checkpoints.save(step, {"value": torch.full((50,), float(step)), "step": step})
+    return checkpoints, said
+
+
+def test_newest_comes_back(tmp_path):
+    checkpoints, said = filled(tmp_path)
+    step, state = checkpoints.load()
+    assert step == state["step"] == 30
+    assert (state["value"] == 30).all()
+    assert not said
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    filled(tmp_path, steps=range(1, 8), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:09d}.{kind}" for step in (6, 7) for kind in ("json", "pt")
+    ]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "bytes of"),
+        (flip_a_bit, "checksum does not match"),
+        (lambda path: path.with_suffix(".json").unlink(), "manifest is missing"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "manifest is missing or unreadable"),
+        (lambda path: path.write_bytes(b""), "0 bytes of"),
+    ],
+)
+def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, damage, reason):
+    checkpoints, said = filled(tmp_path)
+    damage(tmp_path / "step-000000030.pt")
+    step, _ = checkpoints.load()
+    assert step == 20
+    assert len(said) == 1
+    assert "step-000000030.pt is passed over" in said[0]
+    assert reason in said[0]
+
+
+def test_nothing_whole_is_none(tmp_path):
+    checkpoints, _ = filled(tmp_path, steps=(1,))
+    truncate(tmp_path / "step-000000001.pt")
+    assert checkpoints.load() is None
+    assert Checkpoints(tmp_path / "absent").load() is None
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    checkpoints, _ = filled(tmp_path)
+
+    def full(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save(40, {"value": torch.zeros(1)})
+    monkeypatch.undo()
+    assert checkpoints.load()[0] == 30
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_stray_half_written_file_is_ignored(tmp_path):
+    checkpoints, said = filled(tmp_path)
+    (tmp_path / "step-000000040.pt.tmp").write_bytes(b"half")
+    assert checkpoints.load()[0] == 30
+    assert not said
+
+
+def test_pickled_code_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": Evil()})
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoints.load()
+    assert not (tmp_path / "owned").exists()
+
+
+def test_manifest_names_what_it_was_written_with(tmp_path):
+    filled(tmp_path, steps=(5,))
+    manifest = json.loads((tmp_path / "step-000000005.json").read_text())
+    assert manifest["step"] == 5
+    assert manifest["torch"] == torch.__version__
+    assert manifest["threads"] == torch.get_num_threads()
+
+
+def test_atomic_writing_replaces_whole_files(tmp_path):
+    path = tmp_path / "x"
+    for content in b"old", b"new and longer":
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["x"]

@@ -1,0 +1,145 @@
+"""Every command from end to end, and every wrong call: exit code 2, one sentence, nothing begun."""
+
+import json
+
+import pytest
+
+from moco.cli import main
+from moco.recipes import RECIPES
+from test_run import save_arrays
+
+TINY = [
+    *("--encoder.width", "8", "--encoder.bn-group", "8", "--batch", "32", "--epochs", "1"),
+    *("--dictionary.size", "64", "--views.size", "16", "--journal-every", "2"),
+    *("--monitor.bank", "60", "--monitor.queries", "20", "--monitor.k", "10"),
+]
+
+
+def call(*words, expect=0):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == expect
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    data = save_arrays(folder)
+    call("pretrain", "demo", *TINY, "--data", data, "--out", folder / "run", "--tensorboard", "True")
+    return folder / "run", data
+
+
+def test_pretrain_prints_a_table_and_resumes(run, capsys):
+    out, _ = run
+    call("pretrain", "--resume", out)
+    shown = capsys.readouterr()
+    assert "trained by momentum contrast" in shown.out
+    assert "same network, untrained" in shown.out
+    assert "raw pixels" in shown.out
+    assert "is finished already" in shown.err
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_json_is_all_there_is_on_standard_output(run, capsys):
+    out, data = run
+    call("pretrain", "demo", *TINY, "--data", data, "--out", out, "--json", "True")
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+    call("knn", out, "--k", 10, "--json", "True")
+    values = json.loads(capsys.readouterr().out)
+    assert values.keys() == {"knn_trunk", "knn_output"}
+    call("recipes", "--json", "True")
+    assert json.loads(capsys.readouterr().out).keys() == RECIPES.keys()
+    call("recipes", "v1", "--json", "True")
+    assert json.loads(capsys.readouterr().out)["batch"] == 256
+
+
+def test_knn_takes_the_runs_images_or_others(run, capsys, tmp_path):
+    out, _ = run
+    call("knn", out, "--k", 10)
+    assert "trained by momentum contrast" in capsys.readouterr().out
+    call("knn", out, "--k", 10, "--data", save_arrays(tmp_path, images=80))
+    assert "trained by momentum contrast" in capsys.readouterr().out
+
+
+def test_a_recipe_file_reproduces_a_run(run, tmp_path):
+    out, data = run
+    call("pretrain", "--from", out / "recipe.toml", "--data", data, "--out", tmp_path / "again")
+    assert (tmp_path / "again/journal.jsonl").read_bytes() == (out / "journal.jsonl").read_bytes()
+    assert (tmp_path / "again/backbone.safetensors").read_bytes() == (
+        out / "backbone.safetensors"
+    ).read_bytes()
+
+
+def test_help_and_lists(capsys):
+    call()
+    assert "moco pretrain" in capsys.readouterr().out
+    call("--version")
+    assert capsys.readouterr().out.startswith("moco 0")
+    call("recipes")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in RECIPES)
+    call("recipes", "cifar")
+    assert "The released CIFAR-10 demo" in capsys.readouterr().out
+    for command in "pretrain", "knn", "recipes":
+        call(command, "--help")
+        assert "usage: moco" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dance", "there is no command 'dance'"),
+        ("pretrain v9", "there is no recipe 'v9'"),
+        ("pretrain v1 --data {data}", "out"),
+        ("pretrain v1 --out {out}", "data"),
+        ("pretrain v1 {both} --epcohs 3", "--epcohs"),
+        ("pretrain v1 {both} --epochs many", "many"),
+        (
+            "pretrain v1 {both} --keys.momentum 1.5",
+            "keys.momentum must be in [0, 1), got 1.5",
+        ),
+        ("pretrain v1 {both} --dictionary.size 0", "dictionary.size must be at least 1"),
+        (
+            "pretrain v1 {both} --encoder.bn-group 48",
+            "encoder.bn_group must divide the batch",
+        ),
+        ("pretrain v1 {both} --loss.temperature 0", "loss.temperature must be above 0"),
+        ("pretrain v1 {both}", "fewer than a batch of 256; use --batch 100 or less"),
+        ("pretrain v1 {both} --batch 64", "--dictionary.size 50 or --dictionary.mask-own"),
+        ("pretrain v1 --data {tmp}/none --out {out}", "there is no {tmp}/none"),
+        ("pretrain v1 --data {tmp}/empty --out {out}", "no image in {tmp}/empty"),
+        ("pretrain v1 --data {data} --out {tmp}/taken", "nothing was overwritten"),
+        ("pretrain v1 {both} --device tpu", "there is no device 'tpu' here"),
+        (
+            "pretrain v1 {both} --encoder.arch vgg99 --batch 64",
+            "unknown architecture 'vgg99'",
+        ),
+        ("pretrain --resume {tmp}/none", "holds no run"),
+        ("pretrain --from {tmp}/none.toml", "none.toml"),
+        ("pretrain --from", "--from takes the recipe.toml of a run"),
+        ("knn {tmp}/none", "holds no run"),
+        ("knn {run} --k 1000", "k must be between 1 and the 100 images of the bank, got 1000"),
+        ("knn {run} --data {tmp}/bare", "has no labels"),
+        ("recipes v9", "there is no recipe 'v9'"),
+    ],
+)
+def test_wrong_calls_end_with_2_and_one_sentence(run, tmp_path, capsys, words, message):
+    import numpy as np
+
+    folder, data = run
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    (tmp_path / "bare").mkdir()
+    from PIL import Image
+
+    Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(tmp_path / "bare" / "x.png")
+    places = {"data": data, "tmp": tmp_path, "run": folder, "out": tmp_path / "out"}
+    places["both"] = f"--data {data} --out {tmp_path / 'out'}"
+    call(*words.format(**places).split(), expect=2)
+    shown = capsys.readouterr()
+    assert message.format(**places) in " ".join(shown.err.split()).replace("│ ", "")
+    assert "Traceback" not in shown.err
+    assert not shown.out
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "taken" / "file").read_text() == "mine"

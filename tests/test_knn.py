@@ -1,0 +1,117 @@
+import math
+
+import pytest
+import torch
+
+from moco.build import build_encoder, labelled, resolve
+from moco.evaluate import knn as knn_module
+from moco.evaluate.features import calibrate, extract, pixels
+from moco.evaluate.knn import accuracy, knn, knn_predict
+from tiny import tiny_data, tiny_recipe
+
+CPU = torch.device("cpu")
+
+
+def slow_knn(queries, bank, labels, k, temperature):
+    """One query at a time, in the words of the definition."""
+    result = []
+    for query in queries:
+        similarity = torch.stack([torch.cosine_similarity(query, b, dim=0) for b in bank])
+        votes = {}
+        for index in similarity.argsort(descending=True)[:k].tolist():
+            label = int(labels[index])
+            votes[label] = votes.get(label, 0.0) + float(torch.exp(similarity[index] / temperature))
+        result.append(max(sorted(votes), key=votes.__getitem__))
+    return torch.tensor(result)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+@pytest.mark.parametrize(("query_rows", "bank_rows"), [(500, 65_536), (7, 11)])
+def test_equals_the_definition_however_it_is_chunked(monkeypatch, k, query_rows, bank_rows):
+    monkeypatch.setattr(knn_module, "_QUERIES", query_rows)
+    monkeypatch.setattr(knn_module, "_BANK", bank_rows)
+    torch.manual_seed(0)
+    queries, bank = torch.randn(30, 6, dtype=torch.float64), torch.randn(40, 6, dtype=torch.float64)
+    labels = torch.randint(4, (40,))
+    expected = slow_knn(queries, bank, labels, k, 0.1)
+    assert torch.equal(knn_predict(queries, bank, labels, k=k, temperature=0.1), expected)
+
+
+def test_equals_scikit_learn_unweighted():
+    neighbours = pytest.importorskip("sklearn.neighbors")
+    torch.manual_seed(0)
+    queries, bank = torch.randn(200, 8, dtype=torch.float64), torch.randn(300, 8, dtype=torch.float64)
+    labels = torch.randint(3, (300,))
+    model = neighbours.KNeighborsClassifier(7, metric="cosine", algorithm="brute").fit(bank, labels)
+    ours = knn_predict(queries, bank, labels, k=7, temperature=math.inf)
+    assert ours.tolist() == model.predict(queries).tolist()
+
+
+def test_separated_classes_are_all_right_and_shuffled_labels_are_chance():
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 4
+    features = torch.eye(4)[labels] + 0.05 * torch.randn(400, 4)
+    assert accuracy(features[:100], labels[:100], features[100:], labels[100:], k=20) == 100
+    mixed = labels[torch.randperm(400)]
+    chance = accuracy(features[:100], mixed[:100], features[100:], mixed[100:], k=20)
+    assert 10 < chance < 42
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k must be between 1 and the 9 images of the bank, got 0"),
+        ({"k": 10}, "k must be between 1 and the 9 images of the bank, got 10"),
+        ({"k": 3, "temperature": 0.0}, "the temperature must be above 0"),
+    ],
+)
+def test_impossible_votes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        knn_predict(torch.randn(2, 3), torch.randn(9, 3), torch.zeros(9, dtype=torch.long), **options)
+
+
+@pytest.fixture
+def encoder_and_sets():
+    data = tiny_data()
+    values = resolve(tiny_recipe(), data, CPU)
+    sets = labelled(values, data, CPU, whole=True)
+    assert sets is not None
+    return build_encoder(values, 3), *sets
+
+
+def test_evaluation_moves_nothing(encoder_and_sets):
+    encoder, bank, queries = encoder_and_sets
+    encoder.train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    values = dict(knn(encoder, bank, queries, k=10))
+    assert set(values) == {"knn_trunk", "knn_output"}
+    assert encoder.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_features_of_both_layers(encoder_and_sets):
+    encoder, bank, _ = encoder_and_sets
+    features = extract(encoder, bank.batches())
+    assert features.trunk.shape == (100, 64)
+    torch.testing.assert_close(features.output.norm(dim=1), torch.ones(100))
+    assert pixels(bank.batches(), side=4).shape == (100, 48)
+
+
+def test_calibration_sets_the_statistics_of_the_images(encoder_and_sets):
+    encoder, bank, _ = encoder_and_sets
+    batches = list(bank.batches())
+    calibrate(encoder, batches)
+    first = encoder.trunk.conv1(batches[0])
+    torch.testing.assert_close(encoder.trunk.bn1.running_mean, first.mean((0, 2, 3)))
+    assert encoder.trunk.bn1.group_size == 4
+    assert encoder.trunk.bn1.momentum == 0.1
+
+
+def test_without_test_images_every_fifth_is_a_query():
+    data = tiny_data()
+    held = labelled(resolve(tiny_recipe(), data, CPU), type(data)(data.train, None), CPU, whole=True)
+    assert held is not None
+    bank, queries = held
+    assert (len(bank.labels), len(queries.labels)) == (80, 20)
+    data.train.labels = None
+    assert labelled(resolve(tiny_recipe(), data, CPU), data, CPU) is None

@@ -1,0 +1,210 @@
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco.data.open import open_source
+from moco.data.procedural import CLASSES, procedural
+from moco.data.source import ArraySource, FolderSource
+
+
+def write(path: Path, mode="RGB", size=(20, 14), colour=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour if colour is not None else 77).save(path)
+    return path
+
+
+def test_flat_folder_has_images_in_order_and_no_labels(tmp_path):
+    for name in "b.png", "a.jpg", "c.PNG", "notes.txt":
+        write(tmp_path / name) if name != "notes.txt" else (tmp_path / name).write_text("no image")
+    source = FolderSource(tmp_path)
+    assert source.paths == ["a.jpg", "b.png", "c.PNG"]
+    assert source.labels is None
+    assert source.read(0).shape == (3, 14, 20)
+
+
+def test_class_folders_are_labels(tmp_path):
+    for name in "cat/1.png", "cat/deep/2.png", "dog/1.png":
+        write(tmp_path / name)
+    source = FolderSource(tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 0, 1]
+
+
+def test_one_image_outside_class_folders_means_no_labels(tmp_path):
+    for name in "cat/1.png", "dog/1.png", "0.png":
+        write(tmp_path / name)
+    assert FolderSource(tmp_path).labels is None
+
+
+def test_train_and_test_folders_are_the_splits(tmp_path):
+    for name in "train/cat/1.png", "train/dog/2.png", "val/cat/3.png":
+        write(tmp_path / name)
+    train, test = open_source(str(tmp_path)), open_source(str(tmp_path), "test")
+    assert train is not None
+    assert test is not None
+    assert (len(train), len(test)) == (2, 1)
+    assert open_source(str(tmp_path / "train"), "test") is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_eight_bit_modes_become_rgb(tmp_path, mode):
+    suffix = "tif" if mode == "CMYK" else "png"
+    source = FolderSource(write(tmp_path / f"x.{suffix}", mode, colour=1 if mode == "1" else None).parent)
+    assert source.read(0).shape == (3, 14, 20)
+    assert source.read(0).dtype == torch.uint8
+
+
+def test_more_than_eight_bits_are_refused_by_name_instead_of_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"deep.png has pixels of mode I;16.*more than 8 bits"):
+        FolderSource(tmp_path).read(0)
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    with pytest.raises(ValueError, match=r"cannot decode .*broken.jpg"):
+        FolderSource(tmp_path).read(0)
+
+
+def test_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (20, 14))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert FolderSource(tmp_path).read(0).shape == (3, 20, 14)
+
+
+def test_link_loops_end(tmp_path):
+    write(tmp_path / "sub" / "x.png")
+    os.symlink(tmp_path, tmp_path / "sub" / "again")
+    assert len(FolderSource(tmp_path)) == 1
+
+
+def test_fingerprint_follows_the_files(tmp_path):
+    write(tmp_path / "a.png")
+    before = FolderSource(tmp_path).fingerprint()
+    assert FolderSource(tmp_path).fingerprint() == before
+    write(tmp_path / "b.png")
+    assert FolderSource(tmp_path).fingerprint() != before
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    other = pixels.clone()
+    other[1, 2, 3, 3] = 1
+    assert ArraySource(pixels).fingerprint() != ArraySource(other).fingerprint()
+
+
+def test_missing_and_empty_folders_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
+        open_source(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=r"no image in .*\(looked for .jpg"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 8, 9, 4)])
+def test_arrays(tmp_path, shape):
+    images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(5), test_images=images[:2])
+    np.save(tmp_path / "x.npy", images)
+    train, test = open_source(str(tmp_path / "x.npz")), open_source(str(tmp_path / "x.npz"), "test")
+    plain = open_source(str(tmp_path / "x.npy"))
+    assert train is not None
+    assert test is not None
+    assert plain is not None
+    channels = shape[3] if len(shape) == 4 else 1
+    assert train.read(3).shape == (channels, 8, 9)
+    assert train.read(3)[0, 2, 1] == images.reshape(5, 8, 9, -1)[3, 2, 1, 0]
+    assert (len(test), test.labels, plain.labels) == (2, None, None)
+    assert train.labels is not None
+    assert train.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_impossible_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"must be uint8 .* got float32 of shape \(2, 1, 4, 4\)"):
+        open_source(str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "y.npz", pictures=np.zeros(2))
+    with pytest.raises(ValueError, match="has no array 'images', it has pictures"):
+        open_source(str(tmp_path / "y.npz"))
+    with pytest.raises(ValueError, match="labels must be one per image, got 3 for 2"):
+        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
+    (tmp_path / "z.txt").write_text("")
+    with pytest.raises(ValueError, match=r"neither .npz nor .npy"):
+        open_source(str(tmp_path / "z.txt"))
+
+
+def test_digits_are_scikit_learns():
+    pytest.importorskip("sklearn")
+    train, test = open_source("digits"), open_source("digits", "test")
+    assert train is not None
+    assert test is not None
+    assert len(train) + len(test) == 1797
+    assert train.read(0).shape == (1, 8, 8)
+    assert train.read(0).max() == 255 * 15 // 16
+
+
+def test_procedural_images_are_keyed_and_balanced():
+    few, many = procedural(30), procedural(60)
+    assert torch.equal(few.labels.bincount(), torch.full((10,), 3))
+    assert few.classes == list(CLASSES)
+    assert not torch.equal(procedural(30, split="test").pixels, few.pixels)
+    assert torch.equal(procedural(30).pixels, few.pixels)
+    assert many.pixels.float().std() > 30
+
+
+def cifar_folder(root: Path) -> Path:
+    """CIFAR-10 as torchvision stores it, with 5 images a file."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
+        rows = np.random.default_rng(0).integers(0, 256, (5, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [0, 1, 2, 3, 4]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return root
+
+
+def test_torchvision_sets_on_disk(tmp_path, monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    source = open_source(str(cifar_folder(tmp_path)))
+    assert source is not None
+    assert (len(source), source.read(0).shape) == (25, (3, 32, 32))
+    named = open_source(f"torchvision:CIFAR10:{tmp_path}", "test")
+    assert named is not None
+    assert len(named) == 5
+
+
+def test_torchvision_sets_that_are_absent_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="torchvision's CIFAR10 is not in"):
+        open_source(f"torchvision:CIFAR10:{tmp_path}")
+    with pytest.raises(ValueError, match="torchvision has no data set 'CIFAR11'"):
+        open_source("torchvision:CIFAR11:data")
+
+
+def test_packed_cifar_holds_the_published_pixels(shared_data):
+    test = open_source(str(shared_data / "cifar10"), "test")
+    assert isinstance(test, ArraySource)
+    assert test.pixels.shape == (10_000, 3, 32, 32)
+    assert test.labels is not None
+    assert test.labels.bincount().tolist() == [1000] * 10
+    strip = np.load(shared_data / "cifar10" / "test.npz")
+    first = Image.open(io.BytesIO(strip["blob"][: strip["offsets"][1]].tobytes())).convert("RGB")
+    assert np.array_equal(test.read(7).permute(1, 2, 0).numpy(), np.asarray(first)[7 * 32 : 8 * 32])
+
+
+def test_photo_folder_of_mixed_sizes_and_colours(shared_data, tmp_path):
+    with zipfile.ZipFile(shared_data / "natural" / "caltech25_160.zip") as archive:
+        archive.extractall(tmp_path, [n for n in archive.namelist() if "/car_side/" in n or "/ketch/" in n])
+    train, test = open_source(str(tmp_path)), open_source(str(tmp_path), "test")
+    assert train is not None
+    assert test is not None
+    assert (len(train), len(test), train.classes) == (128, 32, ["car_side", "ketch"])
+    assert len({tuple(train.read(i).shape) for i in range(0, 128, 16)}) > 1

@@ -1,0 +1,212 @@
+"""Views against torchvision: the same pixels from the same parameters, the same distributions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms.v2 import functional as reference
+
+from moco.data import colour
+from moco.data.augmentation import SMALL, V1, V2, Augmentation
+from moco.data.crop import ATTEMPTS, crop_boxes
+from moco.data.views import Views
+
+
+def images(count=32, height=40, width=36, channels=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, channels, 5, 5, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    return (0.8 * smooth + 0.2 * torch.rand(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+@pytest.mark.parametrize("shape", [(32, 32), (40, 36), (20, 61)])
+def test_crop_resize_and_flip_are_torchvisions(shape, size):
+    views = Views(dataclasses.replace(SMALL, size=size))
+    x = images(24, *shape)
+    parameters = views.draw(0, 0, np.arange(24), 0)
+    boxes = views.boxes(parameters, torch.full((24,), shape[0]), torch.full((24,), shape[1]))
+    for image, box, flip, ours in zip(x, boxes, parameters.flip, views.geometry(x, parameters), strict=True):
+        expected = reference.resized_crop(image, *box.tolist(), [size, size], antialias=True)
+        torch.testing.assert_close(ours, expected.flip(-1) if flip else expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("operation", colour.OPERATIONS)
+def test_each_colour_operation_is_torchvisions(operation):
+    x = images()
+    factors = torch.linspace(-0.5, 0.5, 32) if operation == "hue" else torch.linspace(0, 2, 32)
+    ours = getattr(colour, operation)(x.clone(), factors)
+    adjust = getattr(reference, f"adjust_{operation}")
+    for image, factor, mine in zip(x, factors.tolist(), ours, strict=True):
+        torch.testing.assert_close(mine, adjust(image, factor), atol=3e-6, rtol=0)
+
+
+def test_grey_and_saturated_pixels_have_a_hue_too():
+    x = torch.stack([torch.full((3, 4, 4), v) for v in (0.0, 0.3, 1.0)])
+    assert torch.equal(colour.hue(x.clone(), torch.full((3,), 0.2)), x)
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(colour.hue(red, torch.tensor([1 / 3])).flatten(), torch.tensor([0.0, 1, 0]))
+
+
+def test_jitter_takes_each_image_in_its_own_order():
+    x = images()
+    views = Views(V2)
+    p = views.draw(0, 0, np.arange(32), 1)
+    ours = x.clone()
+    colour.jitter(ours, p.factors, p.order, p.jitter)
+    for row in range(32):
+        expected = x[row]
+        if p.jitter[row]:
+            for number in p.order[row].tolist():
+                adjust = getattr(reference, f"adjust_{colour.OPERATIONS[number]}")
+                expected = adjust(expected, p.factors[row, number].item())
+        torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
+    assert 0 < p.jitter.sum() < 32
+
+
+def test_blur_is_gaussian():
+    x = images(6, 48, 48)
+    sigma = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0, 1.0])
+    chosen = torch.tensor([True] * 5 + [False])
+    ours = x.clone()
+    colour.blur(ours, sigma, chosen)
+    inner = slice(12, -12)
+    for row in range(5):
+        expected = reference.gaussian_blur(x[row], [23, 23], [sigma[row].item()] * 2)
+        difference = (ours[row] - expected)[:, inner, inner].abs().max()
+        assert difference < 1e-3  # the kernel is cut at four deviations, there at 11 pixels
+    assert torch.equal(ours[5], x[5])
+    flat = torch.full((1, 3, 9, 9), 0.7)
+    colour.blur(flat, torch.tensor([2.0]), torch.tensor([True]))
+    torch.testing.assert_close(flat, torch.full((1, 3, 9, 9), 0.7))
+
+
+def test_whole_view_is_made_of_its_parts_in_the_order_of_the_paper():
+    x = images(64, 32, 32)
+    for settings in dataclasses.replace(V1, size=32), dataclasses.replace(V2, size=32):
+        views = Views(settings)
+        p = views.draw(1, 2, np.arange(64), 0)
+        ours = views.photometry(x.clone(), p)
+        expected = []
+        for row in range(64):
+            y = x[row]
+            if settings.grayscale_first and p.grayscale[row]:
+                y = reference.rgb_to_grayscale(y, 3)
+            if p.jitter[row]:
+                for number in p.order[row].tolist():
+                    adjust = getattr(reference, f"adjust_{colour.OPERATIONS[number]}")
+                    y = adjust(y, p.factors[row, number].item())
+            if not settings.grayscale_first and p.grayscale[row]:
+                y = reference.rgb_to_grayscale(y, 3)
+            y = y[None].clone()
+            colour.blur(y, p.sigma[row : row + 1], p.blur[row : row + 1])
+            expected.append(reference.normalize(y[0], settings.mean, settings.std))
+        torch.testing.assert_close(ours, torch.stack(expected), atol=1e-4, rtol=0)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("scale", [(0.2, 1.0), (0.08, 1.0)])
+@pytest.mark.parametrize("shape", [(32, 32), (120, 300)])
+def test_boxes_are_distributed_as_torchvisions(scale, shape):
+    count = 20_000
+    views = Views(dataclasses.replace(V1, scale=scale))
+    p = views.draw(0, 0, np.arange(count), 0)
+    ours = views.boxes(p, torch.full((count,), shape[0]), torch.full((count,), shape[1])).numpy()
+    torch.manual_seed(0)
+    blank = torch.zeros(3, *shape)
+    theirs = np.array([RandomResizedCrop.get_params(blank, scale, (3 / 4, 4 / 3)) for _ in range(count)])
+    for name, mine, other in [
+        ("area", ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]),
+        ("ratio", ours[:, 3] / ours[:, 2], theirs[:, 3] / theirs[:, 2]),
+        ("top", ours[:, 0], theirs[:, 0]),
+        ("left", ours[:, 1], theirs[:, 1]),
+    ]:
+        assert stats.ks_2samp(mine, other, method="asymp").pvalue > 1e-3, name
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= shape[0]).all()
+    assert (ours[:, 1] + ours[:, 3] <= shape[1]).all()
+
+
+def test_box_that_never_fits_is_the_largest_central_one():
+    """An image so narrow that no ratio fits: torchvision falls back to the centre."""
+    draws = torch.full((1, 4 * ATTEMPTS), 0.99, dtype=torch.float64)
+    box = crop_boxes(draws, torch.tensor([10]), torch.tensor([1000]), (0.99, 1.0), (3 / 4, 4 / 3))
+    assert box.tolist() == [[0, 493, 10, 13]]
+    tall = crop_boxes(draws, torch.tensor([1000]), torch.tensor([10]), (0.99, 1.0), (3 / 4, 4 / 3))
+    assert tall.tolist() == [[493, 0, 13, 10]]
+
+
+def test_rates_and_ranges_are_as_set():
+    count = 20_000
+    p = Views(V2).draw(0, 0, np.arange(count), 0)
+    for draw, rate in [(p.flip, 0.5), (p.jitter, 0.8), (p.grayscale, 0.2), (p.blur, 0.5)]:
+        assert stats.binomtest(int(draw.sum()), count, rate).pvalue > 1e-3
+    torch.manual_seed(0)
+    jitter = ColorJitter(0.4, 0.4, 0.4, 0.1)
+    drawn = [
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        for _ in range(4000)
+    ]
+    for column in range(4):
+        theirs = [d[column + 1] for d in drawn]
+        assert stats.ks_2samp(p.factors[:4000, column].numpy(), theirs).pvalue > 1e-3
+    assert stats.kstest(p.sigma.numpy(), stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
+    orders, counts = p.order.unique(dim=0, return_counts=True)
+    assert len(orders) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    assert (Views(V1).draw(0, 0, np.arange(99), 0).jitter).all()
+    assert not Views(V1).draw(0, 0, np.arange(99), 0).blur.any()
+
+
+def test_a_view_does_not_depend_on_its_batch():
+    views, x = Views(SMALL), images(8, 32, 32)
+    whole = views.draw(5, 3, np.arange(8), 0)
+    alone = views.draw(5, 3, np.array([6]), 0)
+    a = views.photometry(views.geometry(x, whole), whole)[6]
+    b = views.photometry(views.geometry(x[6:7], alone), alone)[0]
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_the_two_views_and_the_epochs_differ():
+    views = Views(SMALL)
+    draws = [views.draw(0, e, np.arange(50), v).crop_draws for e, v in [(0, 0), (0, 1), (1, 0)]]
+    assert not torch.isclose(draws[0], draws[1]).any(1).all()
+    assert not torch.isclose(draws[0], draws[2]).any(1).all()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_channel_counts_have_no_hue(channels):
+    mean = (0.5,) * channels
+    views = Views(dataclasses.replace(SMALL, mean=mean, std=mean, blur_probability=0.5))
+    x = images(16, 32, 32, channels)
+    p = views.draw(0, 0, np.arange(16), 0)
+    result = views.photometry(views.geometry(x, p), p)
+    assert result.shape == (16, channels, 32, 32)
+    assert result.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 0}, "views.size must be at least 1 pixel, got 0"),
+        ({"scale": (0.0, 1.0)}, "views.scale must be two shares of the area"),
+        ({"scale": (0.5, 0.2)}, "views.scale must be"),
+        ({"ratio": (2.0, 1.0)}, "views.ratio must be"),
+        ({"hue": 0.7}, r"views.hue must be in \[0, 0.5\]"),
+        ({"brightness": -1.0}, "views.brightness must be in"),
+        ({"flip_probability": 1.2}, "views.flip_probability must be in"),
+        ({"blur_sigma": (0.0, 1.0)}, "views.blur_sigma must be"),
+        ({"mean": None}, "both be given or both be measured"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_unmeasured_statistics_are_refused():
+    with pytest.raises(ValueError, match="views need a mean"):
+        Views(Augmentation(mean=None, std=None))
