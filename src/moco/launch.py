@@ -253,7 +253,7 @@ def _finish(
         "width": values.encoder.width,
         "stem": values.encoder.stem,
         "channels": data.train.channels,
-        "size": values.views.size,
+        "size": values.views.eval_size or values.views.size,
         "mean": values.views.mean,
         "std": values.views.std,
         "recipe": values.name,

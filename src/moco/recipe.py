@@ -20,7 +20,7 @@ class Encoder:
     """f_q and, by copy, f_k."""
 
     arch: str = "resnet50"
-    """resnet18/34/50/101/152, resnext50_32x8d, resnet50w2x, resnet50w4x, torchvision/NAME or timm/NAME."""
+    """resnet10/18/34/50/101/152, resnext50_32x8d, resnet50w2x, resnet50w4x, torchvision/NAME or timm/NAME."""
     width: int | None = None
     """Channels of the first stage, the others scale with it; None is the architecture's own."""
     stem: Literal["imagenet", "small", "small2"] = "imagenet"

@@ -18,6 +18,7 @@ Stem = Literal["imagenet", "small", "small2"]
 
 # block, blocks per stage, first-stage channels, groups, channels per group at the first stage
 ARCHITECTURES: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...], int, int, int]] = {
+    "resnet10": (BasicBlock, (1, 1, 1, 1), 64, 1, 64),
     "resnet18": (BasicBlock, (2, 2, 2, 2), 64, 1, 64),
     "resnet34": (BasicBlock, (3, 4, 6, 3), 64, 1, 64),
     "resnet50": (Bottleneck, (3, 4, 6, 3), 64, 1, 64),

@@ -12,6 +12,9 @@ class Augmentation:
 
     size: int = 224
     """Height and width of a view, pixels."""
+    eval_size: int | None = None
+    """Height and width at which features are measured and used; None is that of a view. Random crops
+    make things look larger than they are, so views somewhat smaller than the images match them."""
     scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a crop keeps."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -37,8 +40,10 @@ class Augmentation:
     """Per-channel standard deviation divided by; None measures it on the training images."""
 
     def __post_init__(self):
-        if self.size < 1:
-            raise ValueError(f"views.size must be at least 1 pixel, got {self.size}")
+        for name in "size", "eval_size":
+            pixels = getattr(self, name)
+            if pixels is not None and pixels < 1:
+                raise ValueError(f"views.{name} must be at least 1 pixel, got {pixels}")
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(

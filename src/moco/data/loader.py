@@ -149,10 +149,10 @@ def plain_batches(
 ) -> Iterator[Float[Tensor, "N channels H W"]]:
     """Unaugmented, normalised images for evaluation, in the order of the indices.
 
-    Images of the views' size are taken whole; others are resized so that the short side is 8/7 of
-    it (256 for 224) and cropped centrally.
+    Images of the evaluation size are taken whole; others are resized so that the short side is 8/7
+    of it (256 for 224) and cropped centrally.
     """
-    size = views.augmentation.size
+    size = views.augmentation.eval_size or views.augmentation.size
     for chunk in indices.split(batch):
         images = torch.stack([_central(source.read(int(i)), size) for i in chunk])
         yield views.normalise(images.to(device).float().mul_(1 / 255))

@@ -47,7 +47,9 @@ def procedural(count: int, *, size: int = 32, seed: int = 0, split: str = "train
         pattern[rows] = _pattern(label, u[rows], v[rows], frequency[rows], phase[rows])
     edge = per_image(6, 2, 8)  # how sharply the two colours meet
     share = torch.sigmoid(edge * pattern)[:, None]
-    front, back = draws[:, 7:10, None, None], draws[:, 10:13, None, None]
+    dark, light = 0.5 * draws[:, 7:10, None, None], 0.5 + 0.5 * draws[:, 10:13, None, None]
+    swap = draws[:, 13, None, None, None] < 0.5
+    front, back = torch.where(swap, light, dark), torch.where(swap, dark, light)
     noise = chance.generator(seed, f"procedural noise {split}")
     images = share * front + (1 - share) * back
     images = images + 0.06 * torch.randn(images.shape, generator=noise)
