@@ -44,10 +44,6 @@ def locked(out: Path) -> Iterator[None]:
 
 def provenance(spec: str, data: Data, fingerprint: str, device: torch.device) -> dict[str, Any]:
     """What reproducing a run needs besides its recipe."""
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    )
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "data": spec,
@@ -60,9 +56,21 @@ def provenance(spec: str, data: Data, fingerprint: str, device: torch.device) ->
         "torch": torch.__version__,
         "python": platform.python_version(),
         "moco": __version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _commit() -> str:
+    """The commit this package was checked out at, marked when its source differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".").returncode
+    return f"{commit}{'-changed' if changed else ''}" if commit else "unknown"
 
 
 def _processor() -> str:

@@ -1,0 +1,117 @@
+"""Result rows from finished runs, and the tables in the documents from result rows.
+
+    python benchmarks/results.py add RUN [RUN ...]    one row from runs of one recipe, one seed each
+    python benchmarks/results.py tables [--check]     write (or only compare) the tables in README.md
+
+A row is `results/NAME.toml`. Tables stand between `<!-- NAME -->` and `<!-- /NAME -->`; a test compares them.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from moco.run_folder import read_run
+
+ROOT = Path(__file__).parents[1]
+METRICS = {
+    "trained_trunk": "trained, trunk",
+    "trained_output": "trained, 128-D output",
+    "untrained_trunk": "untrained, trunk",
+    "untrained_output": "untrained, 128-D output",
+    "raw_pixels": "raw pixels",
+}
+
+
+def row(runs: list[Path]) -> dict[str, Any]:
+    """What the runs, equal but for the seed, say together."""
+    read = [(*read_run(run), json.loads((run / "result.json").read_text())) for run in runs]
+    values, about, _ = read[0]
+    for other, _, _ in read[1:]:
+        if dataclasses.replace(other, seed=values.seed) != values:
+            raise SystemExit("the runs differ in more than the seed")
+    results = [result for _, _, result in read]
+
+    def spread(numbers: list[float]) -> dict[str, Any]:
+        result: dict[str, Any] = {"mean": round(statistics.mean(numbers), 3)}
+        if len(numbers) > 1:
+            result["std"] = round(statistics.stdev(numbers), 3)
+        return result
+
+    return {
+        "recipe": values.name,
+        "command": f"moco pretrain {values.name} --data {Path(about['data']).name}",
+        "images": about["images"],
+        "steps": results[0]["steps"],
+        "epochs": values.epochs,
+        "seeds": [recipe.seed for recipe, _, _ in read],
+        "hardware": f"{about['hardware']}, {about['threads']} threads",
+        "precision": values.precision,
+        "torch": about["torch"],
+        "commit": about["commit"],
+        "seconds": spread([result["seconds"] for result in results]),
+        "knn": {"k": values.monitor.k, "temperature": values.monitor.temperature}
+        | {name: spread([result["knn"][name] for result in results]) for name in METRICS},
+    }
+
+
+def table(name: str) -> str:
+    """A row of results as a Markdown table."""
+    values = tomllib.loads((ROOT / "results" / f"{name}.toml").read_text())
+    knn, count = values["knn"], len(values["seeds"])
+
+    def cell(metric: str) -> str:
+        value = knn[metric]
+        return f"{value['mean']:.1f}" + (f" ± {value['std']:.1f}" if "std" in value else "")
+
+    lines = [f"| {'kNN top-1, %'} | trunk | 128-D output |", "|---|---|---|"]
+    lines.append(f"| trained by momentum contrast | {cell('trained_trunk')} | {cell('trained_output')} |")
+    lines.append(f"| same network, untrained | {cell('untrained_trunk')} | {cell('untrained_output')} |")
+    lines.append(f"| raw pixels | {cell('raw_pixels')} | |")
+    lines.append("")
+    lines.append(
+        f"`{values['command']}`: {values['images']:,} unlabelled images, {values['epochs']} epochs, "
+        f"{values['seconds']['mean'] / 60:.1f} minutes in all on {values['hardware']} ({values['precision']}); "
+        f"k = {knn['k']}, T = {knn['temperature']}, all test images, last step, "
+        f"{count} seed{'s' if count > 1 else ''}; commit {values['commit']}."
+    )
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """A document with its tables made anew."""
+    for path in sorted((ROOT / "results").glob("*.toml")):
+        start, end = f"<!-- {path.stem} -->", f"<!-- /{path.stem} -->"
+        if start in text:
+            head, _, rest = text.partition(start)
+            _, _, tail = rest.partition(end)
+            text = f"{head}{start}\n{table(path.stem)}\n{end}{tail}"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add = commands.add_parser("add")
+    add.add_argument("runs", nargs="+", type=Path)
+    commands.add_parser("tables").add_argument("--check", action="store_true")
+    call = parser.parse_args()
+    if call.command == "add":
+        values = row(call.runs)
+        (ROOT / "results" / f"{values['recipe']}.toml").write_text(tomli_w.dumps(values))
+        return
+    readme = ROOT / "README.md"
+    made = filled(readme.read_text())
+    if call.check and made != readme.read_text():
+        sys.exit("the tables in README.md are not those of results/; run python benchmarks/results.py tables")
+    readme.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
