@@ -77,7 +77,8 @@ def table(name: str) -> str:
     lines.append("")
     lines.append(
         f"`{values['command']}`: {values['images']:,} unlabelled images, {values['epochs']} epochs, "
-        f"{values['seconds']['mean'] / 60:.1f} minutes in all on {values['hardware']} ({values['precision']}); "
+        f"{values['seconds']['mean'] / 60:.1f} minutes in all on {values['hardware']} "
+        f"({values['precision']}); "
         f"k = {knn['k']}, T = {knn['temperature']}, all test images, last step, "
         f"{count} seed{'s' if count > 1 else ''}; commit {values['commit']}."
     )

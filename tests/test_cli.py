@@ -25,7 +25,7 @@ def call(*words, expect=0):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     data = save_arrays(folder)
-    call("pretrain", "demo", *TINY, "--data", data, "--out", folder / "run", "--tensorboard", "True")
+    call("pretrain", "demo", *TINY, "--data", data, "--out", folder / "run", "--tensorboard")
     return folder / "run", data
 
 
@@ -42,14 +42,14 @@ def test_pretrain_prints_a_table_and_resumes(run, capsys):
 
 def test_json_is_all_there_is_on_standard_output(run, capsys):
     out, data = run
-    call("pretrain", "demo", *TINY, "--data", data, "--out", out, "--json", "True")
+    call("pretrain", "demo", *TINY, "--data", data, "--out", out, "--json")
     assert json.loads(capsys.readouterr().out)["steps"] == 3
-    call("knn", out, "--k", 10, "--json", "True")
+    call("knn", out, "--k", 10, "--json")
     values = json.loads(capsys.readouterr().out)
     assert values.keys() == {"knn_trunk", "knn_output"}
-    call("recipes", "--json", "True")
+    call("recipes", "--json")
     assert json.loads(capsys.readouterr().out).keys() == RECIPES.keys()
-    call("recipes", "v1", "--json", "True")
+    call("recipes", "v1", "--json")
     assert json.loads(capsys.readouterr().out)["batch"] == 256
 
 

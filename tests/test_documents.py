@@ -1,4 +1,4 @@
-"""The documents: every Python block runs, every command exists, every link leads somewhere, tables are current."""
+"""The documents: blocks run, commands exist, links lead somewhere, tables are current."""
 
 import re
 import subprocess

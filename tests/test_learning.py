@@ -1,25 +1,22 @@
 """That it learns: every combination moves, a fixed run repeats its losses, features beat their baselines."""
 
+import dataclasses
 import itertools
-import math
 
 import pytest
 import torch
-from tiny import CPU, tiny_data, tiny_recipe, tiny_run
 
 from moco import recipe
 from moco.build import Data, labelled, resolve
 from moco.data.augmentation import SMALL, V1, V2, Augmentation
-from moco.data.procedural import procedural
 from moco.evaluate.knn import knn
-from moco.recipe import Encoder, InBatch, MomentumKeys, Queue, TiedKeys
+from moco.recipe import InBatch, MomentumKeys, Queue, TiedKeys
 from moco.training.step import step
 from moco.world import Solo
+from tiny import CPU, tiny_recipe, tiny_run
 
 
 def small(views: Augmentation) -> Augmentation:
-    import dataclasses
-
     return dataclasses.replace(views, size=16, mean=None, std=None)
 
 
@@ -77,11 +74,3 @@ def train(data: Data, **changes) -> tuple[dict[str, float], float]:
     assert sets is not None
     last = accuracy[-len(accuracy) // 10 :]
     return dict(knn(run.f_q, *sets, k=20)), sum(last) / len(last)
-
-
-def test_the_paper_memory_of_the_end_to_end_run_is_in_batch_only():
-    run = tiny_run(tiny_recipe(keys=TiedKeys(), dictionary=InBatch()))
-    assert not list(run.dictionary.state_dict().values())
-    assert math.isclose(run.interpreter.guessing or 0, math.log(16))
-    assert isinstance(tiny_data(), Data)
-    assert Encoder and procedural

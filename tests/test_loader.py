@@ -79,7 +79,7 @@ def test_undecodable_files_stop_the_run_by_name(tmp_path):
     for i in range(4):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{i}.png")
     (tmp_path / "2.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"cannot decode .*2\.png"):
+    with pytest.raises(RuntimeError, match=r"cannot decode .*2\.png"):
         list(Loader(FolderSource(tmp_path), VIEWS, 4).stream(0, 1))
 
 

@@ -64,13 +64,13 @@ def test_eight_bit_modes_become_rgb(tmp_path, mode):
 
 def test_more_than_eight_bits_are_refused_by_name_instead_of_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match=r"deep.png has pixels of mode I;16.*more than 8 bits"):
+    with pytest.raises(RuntimeError, match=r"deep.png has pixels of mode I;16.*more than 8 bits"):
         FolderSource(tmp_path).read(0)
 
 
 def test_broken_files_are_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
-    with pytest.raises(ValueError, match=r"cannot decode .*broken.jpg"):
+    with pytest.raises(RuntimeError, match=r"cannot decode .*broken.jpg"):
         FolderSource(tmp_path).read(0)
 
 

@@ -93,7 +93,7 @@ def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionar
                 raise ValueError(
                     f"dictionary.size must be below the {images:,} images unless own keys are masked, got "
                     f"{size:,}: every query would find keys of its own image among the negatives; "
-                    f"use --dictionary.size {max(1, images // 2)} or --dictionary.mask-own True"
+                    f"use --dictionary.size {max(1, images // 2)} or --dictionary.mask-own"
                 )
             return dictionary.MomentumQueue(size, values.encoder.dim, mask_own=mask_own, seed=values.seed)
         case recipe.InBatch():

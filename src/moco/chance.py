@@ -65,9 +65,14 @@ def uniform(
 
     Returns:
         (N, draws) float64. A row depends on its own sample index only, not on its neighbours.
+
+    Raises:
+        ValueError: if there are more draws than counters.
     """
     index = np.asarray(index, dtype=np.uint64)
     blocks = math.ceil(draws / 4)
+    if blocks > 2**16:
+        raise ValueError(f"a sample has at most 262,144 draws for one purpose, got {draws:,}")
     counter = np.empty((len(index), blocks, 4), dtype=np.uint64)
     counter[..., 0] = (index & _WORD)[:, None]
     counter[..., 1] = (index >> _SHIFT)[:, None]

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from moco.recipe import Recipe
 from moco.recipe_file import read
 from moco.recipes import RECIPES, get
 
-_FLAGS = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+_FLAGS = (tyro.conf.AvoidSubcommands,)
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
         _refuse(str(error))
     except FloatingPointError as error:
+        print(f"moco: the run failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
         print(f"moco: the run failed: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from moco.export.backbone import backbone_bytes
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_curves, plot_views
-from moco.run_folder import difference, locked, provenance, read_run
+from moco.run_folder import difference, is_free, locked, provenance, read_run
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.trainer import Observer, Run, train
 from moco.world import Solo
@@ -76,7 +76,7 @@ def pretrain(
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
     out, where = Path(out), choose_device(device)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "recipe.toml").exists():
+    if not (out / "recipe.toml").exists() and not is_free(out):
         raise FileExistsError(
             f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
         )
@@ -225,7 +225,10 @@ def _run(
         if (out / "result.json").exists():
             say(f"the run in {out} is finished already")
             return Result(**json.loads((out / "result.json").read_text()))
-        plot_views(out / "views.png", Loader(data.train, Views(values.views), values.batch, seed=values.seed))
+        if not (out / "views.png").exists():
+            plot_views(
+                out / "views.png", Loader(data.train, Views(values.views), values.batch, seed=values.seed)
+            )
         journal = train(run, out)
         return _finish(run, values, data, out, device, journal.rows, started, say)
 

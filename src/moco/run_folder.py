@@ -26,6 +26,13 @@ def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
     return recipe_file.read(out / "recipe.toml")
 
 
+def is_free(out: Path) -> bool:
+    """Whether a run may begin in a folder: it is not there, empty, or holds what a kill left at once."""
+    if not out.exists():
+        return True
+    return out.is_dir() and {path.name for path in out.iterdir()} <= {".lock", "recipe.toml.tmp"}
+
+
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however it ends."""

@@ -15,24 +15,24 @@ def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
     """The pixels of an image file, upright, as RGB.
 
     Raises:
-        ValueError: if the file is no image, is broken, or holds more than 8 bits per channel
+        RuntimeError: if the file is no image, is broken, or holds more than 8 bits per channel
             (which a conversion to 8 bits would clip to white).
     """
     try:
         with Image.open(path) as image:
             return to_tensor(ImageOps.exif_transpose(image), str(path))
     except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot decode {path}: {error}") from error
+        raise RuntimeError(f"cannot decode {path}: {error}") from error
 
 
 def to_tensor(image: Image.Image, name: str) -> UInt8[Tensor, "3 H W"]:
     """The pixels of an 8-bit PIL image as RGB; grey becomes three equal channels, alpha is dropped.
 
     Raises:
-        ValueError: if the image holds more than 8 bits per channel.
+        RuntimeError: if the image holds more than 8 bits per channel.
     """
     if image.mode not in _EIGHT_BIT:
-        raise ValueError(
+        raise RuntimeError(
             f"{name} has pixels of mode {image.mode}, more than 8 bits per channel, which conversion "
             "would clip; give such images as an 8-bit copy"
         )

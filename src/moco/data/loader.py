@@ -72,7 +72,7 @@ class Loader:
             for step in range(start, stop):
                 index, parameters = self._plan(step)
                 images = self._pixels[torch.from_numpy(index).to(self.device)].float().mul_(1 / 255)
-                crops = [self.views.geometry(images, p.to(self.device)) for p in parameters]
+                crops = [self.views.geometry(images, p) for p in parameters]
                 yield self._finish(step, index, crops, parameters)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
@@ -100,9 +100,7 @@ class Loader:
         self, step: int, index: np.ndarray, crops: list[Tensor], parameters: list[Parameters]
     ) -> Batch:
         """Photometric changes, on the device and on whole batches."""
-        first, second = (
-            self.views.photometry(crop, p.to(self.device)) for crop, p in zip(crops, parameters, strict=True)
-        )
+        first, second = map(self.views.photometry, crops, parameters)
         orders = [
             chance.permute(np.arange(len(index)), len(index), self.seed, f"shuffle {view}", step=step)
             for view in (0, 1)

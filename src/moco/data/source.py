@@ -39,7 +39,7 @@ class Source(ABC):
         """One image.
 
         Raises:
-            ValueError: if it cannot be decoded; the message names it.
+            RuntimeError: if it cannot be decoded; the message names it.
         """
 
     @abstractmethod

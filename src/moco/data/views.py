@@ -20,7 +20,10 @@ from moco.data.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of one view of N images, as the operations take them."""
+    """The parameters of one view of N images, as the operations take them.
+
+    Boxes are worked out on the CPU, where the sizes of files are known, so `crop_draws` stay there.
+    """
 
     crop_draws: Float[Tensor, "N 40"]
     flip: Bool[Tensor, " N"]
@@ -32,8 +35,13 @@ class Parameters:
     sigma: Float[Tensor, " N"]
 
     def to(self, device: torch.device) -> "Parameters":
-        """The same parameters on another device."""
-        return Parameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+        """The photometric parameters on another device."""
+        others = {
+            f.name: getattr(self, f.name).to(device)
+            for f in dataclasses.fields(self)
+            if f.name != "crop_draws"
+        }
+        return dataclasses.replace(self, **others)
 
 
 class Views:
@@ -87,12 +95,14 @@ class Views:
         """Crop, resize and mirror images of one size."""
         count, _, height, width = images.shape
         boxes = self.boxes(parameters, torch.full((count,), height), torch.full((count,), width))
-        return crop.resize_boxes(images, boxes.to(images.device), parameters.flip, self.augmentation.size)
+        flip = parameters.flip.to(images.device)
+        return crop.resize_boxes(images, boxes.to(images.device), flip, self.augmentation.size)
 
     def photometry(
         self, images: Float[Tensor, "N channels size size"], parameters: Parameters
     ) -> Float[Tensor, "N channels size size"]:
         """Colour changes, blur and normalisation of square images in [0, 1], which are overwritten."""
+        parameters = parameters.to(images.device)
         if self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.jitter(images, parameters.factors, parameters.order, parameters.jitter)

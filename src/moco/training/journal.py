@@ -6,6 +6,7 @@ for byte, that of one that was not.
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Journal:
         self.rows.append(row)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint of a later step must not outlive it
 
     def write_timing(self, row: dict[str, Any]) -> None:
         """Append a row of wall-clock measurements."""
