@@ -109,6 +109,15 @@ def test_manifest_names_what_it_was_written_with(tmp_path):
     assert manifest["threads"] == torch.get_num_threads()
 
 
+def test_another_torch_or_thread_count_is_said(tmp_path):
+    checkpoints, said = filled(tmp_path, steps=(5,))
+    path = tmp_path / "step-000000005.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 64}))
+    assert checkpoints.load() is not None
+    assert len(said) == 1
+    assert "written with threads 64" in said[0]
+
+
 def test_atomic_writing_replaces_whole_files(tmp_path):
     path = tmp_path / "x"
     for content in b"old", b"new and longer":

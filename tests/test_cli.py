@@ -46,7 +46,7 @@ def test_json_is_all_there_is_on_standard_output(run, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 3
     call("knn", out, "--k", 10, "--json")
     values = json.loads(capsys.readouterr().out)
-    assert values.keys() == {"knn_trunk", "knn_output"}
+    assert values.keys() == {"k", "temperature", "knn_trunk", "knn_output"}
     call("recipes", "--json")
     assert json.loads(capsys.readouterr().out).keys() == RECIPES.keys()
     call("recipes", "v1", "--json")
@@ -79,7 +79,9 @@ def test_help_and_lists(capsys):
     shown = capsys.readouterr().out
     assert all(name in shown for name in RECIPES)
     call("recipes", "cifar")
-    assert "The released CIFAR-10 demo" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "The released CIFAR-10 demo" in shown
+    assert "bn_group = 64" in shown
     for command in "pretrain", "knn", "recipes":
         call(command, "--help")
         assert "usage: moco" in capsys.readouterr().out
@@ -104,7 +106,7 @@ def test_help_and_lists(capsys):
             "encoder.bn_group must divide the batch",
         ),
         ("pretrain v1 {both} --loss.temperature 0", "loss.temperature must be above 0"),
-        ("pretrain v1 {both}", "fewer than a batch of 256; use --batch 100 or less"),
+        ("pretrain v1 {both}", "fewer than a batch of 256; use a smaller --batch"),
         ("pretrain v1 {both} --batch 64", "--dictionary.size 50 or --dictionary.mask-own"),
         ("pretrain v1 --data {tmp}/none --out {out}", "there is no {tmp}/none"),
         ("pretrain v1 --data {tmp}/empty --out {out}", "no image in {tmp}/empty"),

@@ -98,10 +98,10 @@ def test_trunks_of_libraries(name):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet51", {}, "unknown architecture 'resnet51'; there are resnet18"),
+        ("resnet51", {}, "unknown architecture 'resnet51'; there are resnet10"),
         ("torchvision/nothing", {}, "torchvision has no classifier 'nothing'"),
         ("keras/resnet", {}, "unknown library in 'keras/resnet'"),
-        ("torchvision/resnet18", {"width": 8}, "width and stem belong to resnet18"),
+        ("torchvision/resnet18", {"width": 8}, "width and stem belong to resnet10"),
     ],
 )
 def test_impossible_trunks_are_refused(name, options, message):

@@ -74,7 +74,7 @@ def test_impossible_votes_are_refused(options, message):
 def encoder_and_sets():
     data = tiny_data()
     values = resolve(tiny_recipe(), data, CPU)
-    sets = labelled(values, data, CPU, whole=True)
+    sets = labelled(values, data, CPU)
     assert sets is not None
     return build_encoder(values, 3), *sets
 
@@ -109,7 +109,7 @@ def test_calibration_sets_the_statistics_of_the_images(encoder_and_sets):
 
 def test_without_test_images_every_fifth_is_a_query():
     data = tiny_data()
-    held = labelled(resolve(tiny_recipe(), data, CPU), type(data)(data.train, None), CPU, whole=True)
+    held = labelled(resolve(tiny_recipe(), data, CPU), type(data)(data.train, None), CPU)
     assert held is not None
     bank, queries = held
     assert (len(bank.labels), len(queries.labels)) == (80, 20)

@@ -10,7 +10,7 @@ from moco import recipe
 from moco.build import Data, labelled, resolve
 from moco.data.augmentation import SMALL, V1, V2, Augmentation
 from moco.evaluate.knn import knn
-from moco.recipe import InBatch, MomentumKeys, Queue, TiedKeys
+from moco.recipe import InBatch, MomentumKeys, MomentumQueue, TiedKeys
 from moco.training.step import step
 from moco.world import Solo
 from tiny import CPU, tiny_recipe, tiny_run
@@ -21,16 +21,16 @@ def small(views: Augmentation) -> Augmentation:
 
 
 MECHANISMS = {
-    "momentum x queue": (MomentumKeys(0.9), Queue(40)),
+    "momentum x queue": (MomentumKeys(0.9), MomentumQueue(40)),
     "momentum x in-batch": (MomentumKeys(0.9), InBatch()),
     "tied x in-batch": (TiedKeys(), InBatch()),
-    "query x bank": (recipe.QueryKeys(), recipe.Bank(40)),
+    "query x bank": (recipe.QueryKeys(), recipe.MemoryBank(40)),
 }
 LOSSES = {"info_nce": recipe.InfoNCE(0.1), "nce": recipe.NCE(0.1), "margin": recipe.Margin(0.5)}
 
 
 @pytest.mark.parametrize("views", [V1, V2, SMALL], ids=["v1", "v2", "small"])
-@pytest.mark.parametrize(("mechanism", "loss"), itertools.product(MECHANISMS, LOSSES))
+@pytest.mark.parametrize(("mechanism", "loss"), list(itertools.product(MECHANISMS, LOSSES)))
 def test_every_combination_trains_and_keeps_its_promises(mechanism, loss, views):
     keys, dictionary = MECHANISMS[mechanism]
     run = tiny_run(tiny_recipe(keys=keys, dictionary=dictionary, loss=LOSSES[loss], views=small(views)))
@@ -70,7 +70,7 @@ def train(data: Data, **changes) -> tuple[dict[str, float], float]:
         for group in run.optimizer.param_groups:
             group["lr"] = run.learning_rate(batch.step)
         accuracy.append(step(run, batch, run.world).accuracy.item())
-    sets = labelled(values, data, CPU, whole=True)
+    sets = labelled(values, data, CPU)
     assert sets is not None
     last = accuracy[-len(accuracy) // 10 :]
     return dict(knn(run.f_q, *sets, k=20)), sum(last) / len(last)

@@ -71,8 +71,13 @@ def test_orders_are_permutations_of_the_batch_that_change_with_view_and_step():
 
 
 def test_fewer_images_than_a_batch_are_refused():
-    with pytest.raises(ValueError, match="has 30 images, fewer than a batch of 64; use --batch 30 or less"):
+    with pytest.raises(ValueError, match="has 30 images, fewer than a batch of 64; use a smaller --batch"):
         Loader(procedural(30, size=16), VIEWS, 64)
+
+
+def test_no_workers_are_refused():
+    with pytest.raises(ValueError, match="workers must be at least 1 thread, got 0"):
+        Loader(procedural(30, size=16), VIEWS, 10, workers=0)
 
 
 def test_undecodable_files_stop_the_run_by_name(tmp_path):

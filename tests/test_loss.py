@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moco import loss as loss_module
-from moco.loss import Entries, info_nce, margin, nce, nce_normalizer
+from moco.loss import Entries, info_nce, margin, nce, nce_log_normalizer
 
 
 def naive_info_nce(q, positives, negatives, temperature, own=None):
@@ -150,13 +150,24 @@ def test_nce_equals_the_released_formula(unit):
     positive = ((q * p).sum(1) / t).exp() / z
     negative = (q @ d.T / t).exp() / z
     expected = -(positive / (positive + noise)).log() - (noise / (negative + noise)).log().sum(1)
-    torch.testing.assert_close(nce(q, Entries(p, d), t, images, z).loss, expected.mean())
+    torch.testing.assert_close(nce(q, Entries(p, d), t, images, z.log()).loss, expected.mean())
 
 
 def test_nce_normalizer_is_the_mean_weight_times_the_images(unit):
     q, p, d = unit(4, 8), unit(4, 8, seed=1), unit(9, 8, seed=2)
     weights = torch.cat([(q * p).sum(1, keepdim=True), q @ d.T], 1).div(0.3).exp()
-    torch.testing.assert_close(nce_normalizer(q, Entries(p, d), 0.3, 50), weights.mean() * 50)
+    log_z = nce_log_normalizer(q, Entries(p, d), 0.3, 50)
+    torch.testing.assert_close(log_z.exp(), weights.mean() * 50)
+
+
+def test_nce_of_masked_negatives_is_that_of_the_others(unit):
+    q, p, d = unit(3, 8), unit(3, 8, seed=1), unit(9, 8, seed=2)
+    ids = torch.full((3,), 7), torch.tensor([7, 1, 2, 7, 3, 4, 5, 6, 7])
+    kept = d[ids[1] != 7]
+    masked, short = Entries(p, d, *ids), Entries(p, kept)
+    log_z = nce_log_normalizer(q, short, 0.01, 50)
+    torch.testing.assert_close(nce_log_normalizer(q, masked, 0.01, 50), log_z)
+    torch.testing.assert_close(nce(q, masked, 0.01, 50, log_z).loss, nce(q, short, 0.01, 50, log_z).loss)
 
 
 def test_optimum_of_nce_is_the_log_density_ratio():
@@ -173,7 +184,7 @@ def test_optimum_of_nce_is_the_log_density_ratio():
         total = torch.zeros((), dtype=torch.float64)
         for image in range(6):
             entries = Entries(scores[image].view(1, 1), scores[noise][:, None])
-            total = total + density[image] * nce(one[:1], entries, 1.0, images, one[0, 0]).loss
+            total = total + density[image] * nce(one[:1], entries, 1.0, images, 0 * one[0, 0]).loss
         total.backward()
         return total
 

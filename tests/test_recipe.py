@@ -4,16 +4,18 @@ import pytest
 import tomli_w
 
 from moco import recipe, recipe_file
-from moco.build import build_dictionary, resolve
+from moco.build import Data, build_dictionary, resolve
+from moco.data.augmentation import SMALL
+from moco.data.source import ArraySource
 from moco.recipe import Recipe
 from moco.recipes import RECIPES, get
-from tiny import tiny_data, tiny_recipe
+from tiny import CPU, tiny_data, tiny_recipe, tiny_run
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_survives_its_file(name, tmp_path):
     values = RECIPES[name]()
-    recipe_file.write(tmp_path / "recipe.toml", values, {"data": "somewhere"})
+    (tmp_path / "recipe.toml").write_text(recipe_file.text(values, {"data": "somewhere"}))
     assert recipe_file.read(tmp_path / "recipe.toml") == (values, {"data": "somewhere"})
     assert values.name == name
 
@@ -22,16 +24,19 @@ def test_every_recipe_survives_its_file(name, tmp_path):
     "change",
     [
         {"keys": recipe.TiedKeys(), "dictionary": recipe.InBatch()},
-        {"keys": recipe.QueryKeys(), "dictionary": recipe.Bank(size=9)},
+        {"keys": recipe.QueryKeys(), "dictionary": recipe.MemoryBank(size=9)},
         {"loss": recipe.Margin(0.3)},
         {"loss": recipe.NCE()},
         {"schedule": recipe.Exponential()},
-        {"encoder": dataclasses.replace(tiny_recipe().encoder, bn_group=None)},
+        {
+            "encoder": dataclasses.replace(tiny_recipe().encoder, bn_group=None),
+            "keys": recipe.MomentumKeys(shuffle=False),
+        },
     ],
 )
 def test_every_kind_survives_its_file(change, tmp_path):
     values = tiny_recipe(**change)
-    recipe_file.write(tmp_path / "r.toml", values, {})
+    (tmp_path / "r.toml").write_text(recipe_file.text(values))
     assert recipe_file.read(tmp_path / "r.toml")[0] == values
 
 
@@ -67,16 +72,26 @@ def test_recipes_state_command_and_result(name):
         ({"accumulate": 3}, "accumulate must split the batch of 16 into parts of whole"),
         ({"accumulate": 8}, "accumulate must split the batch of 16 into parts of whole"),
         ({"keys": recipe.QueryKeys()}, "query keys and a memory bank go together"),
-        ({"dictionary": recipe.Bank()}, "query keys and a memory bank go together"),
+        ({"dictionary": recipe.MemoryBank()}, "query keys and a memory bank go together"),
         ({"keys": recipe.TiedKeys()}, "tied keys change at every step"),
         (
-            {"keys": recipe.QueryKeys(), "dictionary": recipe.Bank(), "symmetric": True},
+            {"keys": recipe.QueryKeys(), "dictionary": recipe.MemoryBank(), "symmetric": True},
             "symmetric must be off with a memory bank",
         ),
         (
             {"keys": recipe.TiedKeys(), "dictionary": recipe.InBatch(), "accumulate": 2},
             "accumulate needs keys that carry no gradient",
         ),
+        (
+            {"encoder": recipe.Encoder(bn_group=16)},
+            "keys.shuffle needs at least two batch-normalisation groups",
+        ),
+        ({"encoder": recipe.Encoder(bn_group=None)}, "keys.shuffle needs at least two"),
+        (
+            {"accumulate": 2, "loss": recipe.Margin()},
+            "accumulate needs a loss that is a mean",
+        ),
+        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, got 'float16'"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
     ],
 )
@@ -89,9 +104,9 @@ def test_impossible_recipes_are_refused(change, message):
     ("make", "message"),
     [
         (lambda: recipe.MomentumKeys(1.5), r"keys.momentum must be in \[0, 1\), got 1.5 \(it is m in"),
-        (lambda: recipe.Queue(0), "dictionary.size must be at least 1 key, got 0"),
-        (lambda: recipe.Bank(0), "dictionary.size must be at least 1 key"),
-        (lambda: recipe.Bank(momentum=1.0), "dictionary.momentum must be in"),
+        (lambda: recipe.MomentumQueue(0), "dictionary.size must be at least 1 key, got 0"),
+        (lambda: recipe.MemoryBank(0), "dictionary.size must be at least 1 key"),
+        (lambda: recipe.MemoryBank(momentum=1.0), "dictionary.momentum must be in"),
         (lambda: recipe.InfoNCE(0.0), "loss.temperature must be above 0"),
         (lambda: recipe.NCE(-1.0), "loss.temperature must be above 0"),
         (lambda: recipe.Margin(0.0), "loss.margin must be in"),
@@ -102,6 +117,12 @@ def test_impossible_recipes_are_refused(change, message):
         (lambda: recipe.Encoder(dim=0), "encoder.dim must be at least 1"),
         (lambda: recipe.Encoder(width=0), "encoder.width must be at least 1"),
         (lambda: recipe.Exponential(every=0), "schedule.every must be at least 1"),
+        (lambda: recipe.Encoder(head="lineer"), "encoder.head must be one of linear, mlp, got 'lineer'"),
+        (lambda: recipe.Encoder(stem="big"), "encoder.stem must be one of imagenet, small, small2"),
+        (lambda: recipe.Step(factor=0.0), "schedule.factor must be above 0"),
+        (lambda: recipe.Exponential(factor=-1.0), "schedule.factor must be above 0"),
+        (lambda: recipe.Monitor(bank=0), "monitor.bank must be at least 1 image"),
+        (lambda: recipe.Monitor(queries=0), "monitor.queries must be at least 1 image"),
         (lambda: recipe.Monitor(k=0), "monitor.k must be at least 1"),
         (lambda: recipe.Monitor(temperature=0.0), "monitor.temperature must be above 0"),
         (lambda: recipe.Monitor(every=-1), "monitor.every must not be negative"),
@@ -121,6 +142,7 @@ def test_unknown_names_are_refused(tmp_path):
         ({"keys": {"kind": "Nothing"}}, "keys.kind must be one of MomentumKeys, TiedKeys, QueryKeys"),
         ({"keys": {"momentun": 0.9}}, "unknown recipe field keys.momentun"),
         ({"keys": {"momentum": 2.0}}, "keys.momentum must be in"),
+        ({"batch": "many"}, "a value of the recipe is of the wrong kind"),
     ]:
         path.write_text(tomli_w.dumps(content))
         with pytest.raises(ValueError, match=message):
@@ -131,20 +153,47 @@ def test_unknown_names_are_refused(tmp_path):
 
 
 def test_a_queue_as_large_as_the_data_needs_masking():
-    values = tiny_recipe(dictionary=recipe.Queue(size=100))
+    values = tiny_recipe(dictionary=recipe.MomentumQueue(size=100))
     with pytest.raises(ValueError, match=r"must be below the 100 images unless own keys are masked, got 100"):
         build_dictionary(values, 100)
     assert len(build_dictionary(values, 101).keys) == 100
-    masked = tiny_recipe(dictionary=recipe.Queue(size=5000, mask_own=True))
+    masked = tiny_recipe(dictionary=recipe.MomentumQueue(size=5000, mask_own=True))
     assert len(build_dictionary(masked, 100).keys) == 5000
 
 
-def test_resolving_fills_in_what_the_data_says():
-    import torch
+def test_a_mean_of_other_channels_is_refused():
+    values = tiny_recipe(views=SMALL)
+    grey = Data(ArraySource(tiny_data().train.pixels[:, :1]), None)
+    with pytest.raises(ValueError, match=r"views.mean has 3 values but array has images of 1 channels"):
+        resolve(values, grey, CPU)
 
-    values = resolve(tiny_recipe(), tiny_data(), torch.device("cpu"))
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"epochs": 1, "schedule": recipe.Cosine(by_epoch=True, first_epoch=1)},
+            "rate of the first step is 0",
+        ),
+        (
+            {"encoder": recipe.Encoder(arch="torchvision/squeezenet1_0", bn_group=4)},
+            "no fully connected layer",
+        ),
+        (
+            {"encoder": recipe.Encoder(arch="torchvision/vit_b_16", bn_group=4)},
+            "does not take views of 16 pixels",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_when_it_is_built(change, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(tiny_recipe(**change))
+
+
+def test_resolving_fills_in_what_the_data_says():
+    values = resolve(tiny_recipe(), tiny_data(), CPU)
     assert values.views.mean is not None
     assert len(values.views.mean) == 3
     assert values.precision in ("float32", "bfloat16")
-    assert resolve(values, tiny_data(), torch.device("cpu")) == values
+    assert resolve(values, tiny_data(), CPU) == values
     assert isinstance(values, Recipe)

@@ -16,7 +16,7 @@ from PIL import Image
 
 import moco
 from moco import recipe_file
-from moco.recipe import InfoNCE, Monitor, Queue
+from moco.recipe import Encoder, InfoNCE, MomentumQueue, Monitor
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
 from tiny import tiny_data, tiny_recipe, tiny_run
@@ -149,22 +149,35 @@ def environment():
 def test_kill_9_at_random_moments_gives_the_same_bits(finished, tmp_path):
     """The full campaign of thirty is `benchmarks/kill.py`; three moments are kept under guard here."""
     out, data = finished
-    shutil_recipe = tmp_path / "recipe.toml"
-    recipe_file.write(shutil_recipe, recipe_file.read(out / "recipe.toml")[0], {})
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text((out / "recipe.toml").read_text())
     run = tmp_path / "run"
-    command = [*COMMAND, "--from", str(shutil_recipe), "--data", data, "--out", str(run)]
+    command = [*COMMAND, "--from", str(recipe), "--data", data, "--out", str(run)]
     moments = random.Random(0)
     for _ in range(3):
+        journal = run / "journal.jsonl"
+        before = journal.stat().st_mtime_ns if journal.exists() else 0
         process = subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
-        while not (run / "journal.jsonl").exists() and process.poll() is None:
+        while process.poll() is None and not (journal.exists() and journal.stat().st_mtime_ns > before):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.5))
+        time.sleep(moments.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, env=environment(), check=True, capture_output=True)
     assert_same_runs(out, run)
+
+
+def test_a_network_that_draws_random_numbers_resumes_exactly(tmp_path):
+    data = save_arrays(tmp_path)
+    values = tiny_recipe(encoder=Encoder(arch="torchvision/mobilenet_v3_small", dim=16, bn_group=4), epochs=1)
+    moco.pretrain(values, data=data, out=tmp_path / "calm")
+    torch.rand(7)
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(values, data=data, out=tmp_path / "run", observers=[StopAfter(5)])
+    moco.resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "calm", tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_before_a_checkpoint_holds_it(tmp_path):
@@ -198,7 +211,7 @@ def test_training_on_one_recipe_does_not_depend_on_the_journal_interval(finished
     [
         ({"batch": 128}, "has 100 images, fewer than a batch of 128"),
         (
-            {"dictionary": Queue(size=100)},
+            {"dictionary": MomentumQueue(size=100)},
             "unless own keys are masked",
         ),
     ],
@@ -260,7 +273,7 @@ def test_a_folder_is_held_by_one_process(tmp_path):
 def test_images_without_labels_train_too(tmp_path):
     arrays = tiny_data().train.pixels[:40].permute(0, 2, 3, 1).numpy()
     np.save(tmp_path / "x.npy", arrays)
-    values = tiny_recipe(dictionary=Queue(size=20))
+    values = tiny_recipe(dictionary=MomentumQueue(size=20))
     result = moco.pretrain(values, data=str(tmp_path / "x.npy"), out=tmp_path / "run")
     assert result.knn == {}
     assert (tmp_path / "run" / "curves.png").exists()

@@ -84,8 +84,29 @@ def test_orientation_is_applied(tmp_path):
 
 def test_link_loops_end(tmp_path):
     write(tmp_path / "sub" / "x.png")
+    write(tmp_path / "y.png")
     os.symlink(tmp_path, tmp_path / "sub" / "again")
-    assert len(FolderSource(tmp_path)) == 1
+    os.symlink(tmp_path / "sub", tmp_path / "twin")
+    assert FolderSource(tmp_path).paths == ["sub/x.png", "y.png"]
+
+
+def test_run_folders_are_no_images(tmp_path):
+    write(tmp_path / "x.png")
+    write(tmp_path / "runs" / "first" / "views.png")
+    (tmp_path / "runs" / "first" / "recipe.toml").touch()
+    assert FolderSource(tmp_path).paths == ["x.png"]
+
+
+def test_test_images_have_the_classes_of_the_training_images(tmp_path):
+    for name in "train/cat/1.png", "train/cow/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png":
+        write(tmp_path / name)
+    test = open_source(str(tmp_path), "test")
+    assert test is not None
+    assert test.labels is not None
+    assert test.labels.tolist() == [0, 2]
+    write(tmp_path / "test" / "emu" / "5.png")
+    with pytest.raises(ValueError, match=r"emu is a class that the training images do not have"):
+        open_source(str(tmp_path), "test")
 
 
 def test_fingerprint_follows_the_files(tmp_path):
@@ -132,7 +153,7 @@ def test_impossible_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "y.npz", pictures=np.zeros(2))
     with pytest.raises(ValueError, match="has no array 'images', it has pictures"):
         open_source(str(tmp_path / "y.npz"))
-    with pytest.raises(ValueError, match="labels must be one per image, got 3 for 2"):
+    with pytest.raises(ValueError, match=r"labels must be one class number .* shape \(3,\) for 2 images"):
         ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
     (tmp_path / "z.txt").write_text("")
     with pytest.raises(ValueError, match=r"neither .npz nor .npy"):

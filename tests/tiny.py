@@ -22,7 +22,7 @@ RECIPE = recipe.Recipe(
     encoder=recipe.Encoder(arch="resnet18", width=8, stem="small2", dim=16, bn_group=4),
     views=dataclasses.replace(SMALL, size=16, mean=None, std=None),
     keys=recipe.MomentumKeys(momentum=0.9),
-    dictionary=recipe.Queue(size=40),
+    dictionary=recipe.MomentumQueue(size=40),
     loss=recipe.InfoNCE(temperature=0.1),
     optimizer=recipe.SGD(lr=0.05),
     schedule=recipe.Cosine(),

@@ -30,8 +30,17 @@ class Data:
 
 
 def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.Recipe:
-    """The recipe with what it leaves open filled in from the images and the device."""
+    """The recipe with what it leaves open filled in from the images and the device.
+
+    Raises:
+        ValueError: if the recipe's mean is not that of images with so many channels.
+    """
     views = values.views
+    if views.mean is not None and len(views.mean) != data.train.channels:
+        raise ValueError(
+            f"views.mean has {len(views.mean)} values but {data.train.name} has images of "
+            f"{data.train.channels} channels; measure it with --views.mean None --views.std None"
+        )
     if views.mean is None:
         mean, std = measure(data.train)
         views = dataclasses.replace(views, mean=mean, std=std)
@@ -88,7 +97,7 @@ def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionar
         MemoryError: if a memory bank does not fit.
     """
     match values.dictionary:
-        case recipe.Queue(size, mask_own):
+        case recipe.MomentumQueue(size, mask_own):
             if size >= images and not mask_own:
                 raise ValueError(
                     f"dictionary.size must be below the {images:,} images unless own keys are masked, got "
@@ -98,7 +107,7 @@ def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionar
             return dictionary.MomentumQueue(size, values.encoder.dim, mask_own=mask_own, seed=values.seed)
         case recipe.InBatch():
             return dictionary.InBatch()
-        case recipe.Bank(size, momentum, per_query, mask_own):
+        case recipe.MemoryBank(size, momentum, per_query, mask_own):
             return dictionary.MemoryBank(
                 images,
                 size,
@@ -116,24 +125,9 @@ def build_loss(values: recipe.Recipe, images: int) -> Callable[[Tensor, loss.Ent
         case recipe.InfoNCE(temperature):
             return functools.partial(loss.info_nce, temperature=temperature)
         case recipe.NCE(temperature):
-            return NCE(temperature, images)
+            return loss.NCE(temperature, images)
         case recipe.Margin(margin):
             return functools.partial(loss.margin, margin=margin)
-
-
-class NCE(nn.Module):
-    """`nce` with the constant Z that its first batch sets and checkpoints keep."""
-
-    def __init__(self, temperature: float, images: int):
-        super().__init__()
-        self.temperature, self.images = temperature, images
-        self.normalizer: Tensor
-        self.register_buffer("normalizer", torch.zeros(()))
-
-    def forward(self, q: Tensor, entries: loss.Entries) -> loss.Contrast:
-        if not self.normalizer:
-            self.normalizer.copy_(loss.nce_normalizer(q, entries, self.temperature, self.images))
-        return loss.nce(q, entries, self.temperature, self.images, self.normalizer)
 
 
 def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -147,7 +141,7 @@ def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Ca
             case recipe.Step(milestones, factor):
                 decay = schedule.step_decay(epoch, milestones, factor)
             case recipe.Cosine(by_epoch=True, first_epoch=first):
-                decay = schedule.cosine((epoch + first) * steps_per_epoch / steps)
+                decay = schedule.cosine(min(1, (epoch + first) * steps_per_epoch / steps))
             case recipe.Cosine():
                 decay = schedule.cosine(step / steps)
             case recipe.Exponential(every, factor):
@@ -160,31 +154,37 @@ def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Ca
 
 
 def labelled(
-    values: recipe.Recipe, data: Data, device: torch.device, *, whole: bool = False
+    values: recipe.Recipe,
+    data: Data,
+    device: torch.device,
+    *,
+    bank: int | None = None,
+    queries: int | None = None,
 ) -> tuple[Labelled, Labelled] | None:
-    """Bank and queries for kNN, or None where there are no labels.
+    """Bank and queries for kNN in a random but fixed order, or None where there are no labels.
 
     Without test images every fifth training image is a query and the others are the bank.
 
     Args:
-        values: its monitor says how many images to take.
+        values: how images are prepared, and the seed.
         data: the images.
         device: where they are encoded.
-        whole: take every image.
+        bank, queries: how many to take; None takes all.
     """
     test = data.test if data.test is not None else data.train
     if data.train.labels is None or test.labels is None:
         return None
     held_out = torch.arange(len(data.train)) % 5 == 4 if data.test is None else None
-    monitor, views = values.monitor, Views(values.views)
+    views = Views(values.views)
     chosen = []
-    for source, count, purpose in (data.train, monitor.bank, "bank"), (test, monitor.queries, "queries"):
+    for source, count, purpose in (data.train, bank, "bank"), (test, queries, "queries"):
         order = chance.permute(np.arange(len(source)), len(source), values.seed, purpose)
         indices = torch.from_numpy(order)
         if held_out is not None:
             indices = indices[held_out[indices] == (purpose == "queries")]
-        indices = indices if whole else indices[:count]
-        indices = indices.sort().values
+        indices = indices[:count]
+        if not len(indices):
+            return None
         batches = functools.partial(plain_batches, source, views, indices, device=device)
         assert source.labels is not None
         chosen.append(Labelled(batches, source.labels[indices]))
@@ -232,11 +232,18 @@ def build(
         nesterov=o.nesterov,
         fused=device.type in ("cpu", "cuda"),
     )
-    knn_data = labelled(values, data, device)
+    rate = learning_rate(values, steps, loader.steps_per_epoch)
+    if not rate(0) > 0:
+        raise ValueError(
+            f"the learning rate of the first step is {rate(0)}; give more epochs or another schedule"
+        )
+    _try_out(f_q, values, data.train.channels, device)
+    monitor = values.monitor
+    knn_data = labelled(values, data, device, bank=monitor.bank, queries=monitor.queries)
 
     def measure_knn(net: encoder.Encoder) -> Iterator[tuple[str, float]]:
         if knn_data is not None:
-            yield from knn(net, *knn_data, k=values.monitor.k, temperature=values.monitor.temperature)
+            yield from knn(net, *knn_data, k=monitor.k, temperature=monitor.temperature)
 
     return Run(
         f_q=f_q,
@@ -248,7 +255,7 @@ def build(
         accumulate=values.accumulate,
         world=world,
         batches=loader.stream,
-        learning_rate=learning_rate(values, steps, loader.steps_per_epoch),
+        learning_rate=rate,
         steps=steps,
         steps_per_epoch=loader.steps_per_epoch,
         batch_size=values.batch,
@@ -258,17 +265,28 @@ def build(
         checkpoints=checkpoints,
         journal_every=values.journal_every,
         checkpoint_every=values.checkpoint_every,
+        seed=values.seed,
         name=values.name,
     )
 
 
+def _try_out(net: encoder.Encoder, values: recipe.Recipe, channels: int, device: torch.device) -> None:
+    """Two blank views through the encoder, so that an architecture that cannot take them is refused."""
+    size = values.views.size
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(2, channels, size, size, device=device))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"{values.encoder.arch} does not take views of {size} pixels: {error}") from error
+
+
 def _interpreter(values: recipe.Recipe) -> Interpreter:
     match values.dictionary:
-        case recipe.Queue(size):
+        case recipe.MomentumQueue(size):
             negatives = size
             filled: int | None = -(-size // (values.batch * (2 if values.symmetric else 1)))
         case recipe.InBatch():
             negatives, filled = values.batch - 1, None
-        case recipe.Bank(size):
+        case recipe.MemoryBank(size):
             negatives, filled = size, None
     return Interpreter(negatives if isinstance(values.loss, recipe.InfoNCE) else None, filled)

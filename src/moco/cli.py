@@ -18,7 +18,7 @@ import tyro
 
 from moco import __version__
 from moco.recipe import Recipe
-from moco.recipe_file import read
+from moco.recipe_file import read, text
 from moco.recipes import RECIPES, get
 
 _FLAGS = (tyro.conf.AvoidSubcommands,)
@@ -30,7 +30,8 @@ class Pretrain:
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str
-    """A folder of images, an .npz or .npy file, a folder with CIFAR, procedural or digits."""
+    """A folder of images, an .npz or .npy file, a folder with CIFAR, torchvision:NAME:FOLDER,
+    procedural or digits."""
     out: Path
     """The run folder. An existing one is continued if it holds this very run, else refused."""
     device: str = "auto"
@@ -51,10 +52,10 @@ class Knn:
     """The run folder."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
-    k: int = 200
-    """Neighbours that vote."""
-    temperature: float = 0.1
-    """Votes weigh exp(similarity / temperature)."""
+    k: int | None = None
+    """Neighbours that vote; None takes the run's own number."""
+    temperature: float | None = None
+    """Votes weigh exp(similarity / temperature); None takes the run's own."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
@@ -106,15 +107,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _pretrain(words: list[str]) -> int:
     if words[:1] == ["--resume"]:
         return _resume(words[1:])
+    embedded: dict[str, Any] = {}
     if words[:1] == ["--from"]:
         if len(words) < 2:
             raise ValueError("--from takes the recipe.toml of a run")
-        base, words = read(Path(words[1]))[0], words[2:]
+        (base, run), words = read(Path(words[1])), words[2:]
+        embedded = {"data": run["data"]} if "data" in run else {}
     elif words and not words[0].startswith("-"):
         base, words = get(words[0]), words[1:]
     else:
         base = get("cpu")
-    embedded = {"data": "procedural"} if base.name == "demo" else {}
+    if base.name == "demo":
+        embedded.setdefault("data", "procedural")
     default = Pretrain(recipe=base, **({"data": tyro.MISSING, "out": tyro.MISSING} | embedded))
     call = tyro.cli(
         Pretrain,
@@ -141,7 +145,7 @@ def _pretrain(words: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run, from its newest whole checkpoint, to identical bits."""
+    """Go on with a run, from its newest whole checkpoint."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
@@ -171,7 +175,7 @@ def _knn(words: list[str]) -> int:
     if call.json:
         print(json.dumps(values))
     else:
-        print(f"kNN accuracy, k = {call.k}, T = {call.temperature}, last checkpoint")
+        print(f"kNN accuracy, k = {values['k']}, T = {values['temperature']}, last checkpoint")
         _print_table({name.replace("knn", "trained"): value for name, value in values.items()})
     return 0
 
@@ -179,10 +183,11 @@ def _knn(words: list[str]) -> int:
 def _recipes(words: list[str]) -> int:
     call = tyro.cli(Recipes, args=words, prog="moco recipes", config=_FLAGS)
     if call.name is not None:
-        values = dataclasses.asdict(get(call.name))
-        print(
-            json.dumps(values) if call.json else f"{inspect.getdoc(RECIPES[call.name])}\n\n{get(call.name)}"
-        )
+        values = get(call.name)
+        if call.json:
+            print(json.dumps(dataclasses.asdict(values)))
+        else:
+            print(f"{inspect.getdoc(RECIPES[call.name])}\n\n{text(values)}", end="")
     elif call.json:
         print(json.dumps({name: dataclasses.asdict(recipe()) for name, recipe in RECIPES.items()}))
     else:
@@ -198,7 +203,10 @@ def _report(result: Any, *, as_json: bool) -> None:
     print(f"{result.steps:,} steps, {result.seconds:.0f} s: loss {result.loss:.3f}, "
           f"pretext accuracy {100 * result.accuracy:.1f} %")  # fmt: skip
     if result.knn:
-        print("kNN accuracy on the test images:")
+        print(
+            f"kNN accuracy, % (k = {result.knn['k']}, T = {result.knn['temperature']}, last step; on the "
+            "test images, or on every fifth image where there are none):"
+        )
         _print_table(result.knn)
     print(f"{result.out}: backbone.safetensors, curves.png, views.png, journal.jsonl, recipe.toml")
 
@@ -210,7 +218,7 @@ def _print_table(values: dict[str, float]) -> None:
         "untrained": "same network, untrained",
         "raw_pixels": "raw pixels",
     }
-    print(f"  {'':30}{'trunk':>8}{'128-D output':>14}")
+    print(f"  {'':30}{'trunk':>8}{'head output':>14}")
     for row, label in names.items():
         if row in values:
             print(f"  {label:30}{values[row]:8.2f}")

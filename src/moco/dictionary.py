@@ -155,6 +155,8 @@ class MemoryBank(Dictionary):
                 f"dictionary.momentum must be in [0, 1), got {momentum} "
                 "(the share of its old value that a slot keeps; InstDisc uses 0.5)"
             )
+        if per_query and size > 2**18:
+            raise ValueError(f"dictionary.size must be at most 262,144 keys per query, got {size:,}")
         need = images * dim * 4
         have = memory if memory is not None else _machine_memory() * 3 // 4
         if need > have:

@@ -93,13 +93,16 @@ def trunk(
         if not timm.is_model(model):
             raise ValueError(f"timm has no model {model!r}; timm.list_models() names them")
         net = timm.create_model(model, num_classes=0, in_chans=channels)
-        return group_batch_norm(net, bn_group), int(net.num_features)
+        features = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
+        return group_batch_norm(net, bn_group), features
     if library == "torchvision":
         import torchvision
 
         if model not in torchvision.models.list_models(torchvision.models):
             raise ValueError(f"torchvision has no classifier {model!r}")
         net = torchvision.models.get_model(model)
+        if getattr(net, "aux_logits", False):
+            net.aux_logits = False
         features = _drop_classifier(net)
         _set_channels(net, channels)
         return group_batch_norm(net, bn_group), features
@@ -108,7 +111,10 @@ def trunk(
 
 def _drop_classifier(net: nn.Module) -> int:
     """Replace the last fully connected layer by nothing and return the length of its input."""
-    name, last = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)][-1]
+    linear = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{type(net).__name__} has no fully connected layer to take away")
+    name, last = linear[-1]
     net.set_submodule(name, nn.Identity())
     return last.in_features
 

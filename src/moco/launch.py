@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import moco
 from moco import recipe_file
 from moco.build import Data, build, build_encoder, labelled, resolve
 from moco.data.loader import Loader
-from moco.data.open import open_source
+from moco.data.open import EMBEDDED, open_source
 from moco.data.views import Views
 from moco.encoder import Encoder
 from moco.evaluate.features import calibrate, pixels
@@ -27,6 +27,8 @@ from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.trainer import Observer, Run, train
 from moco.world import Solo
 
+BASELINE_IMAGES = 50_000  # raw pixels of more do not fit a small machine
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,8 +38,8 @@ class Result:
         out: the run folder.
         steps: steps trained.
         loss, accuracy: of the pretext task in the last journal row.
-        knn: accuracy in percent of trained features, untrained features and raw pixels; empty
-            without labels.
+        knn: accuracy in percent of trained features, untrained features and raw pixels after the
+            last step, with the k and temperature of the vote; empty without labels.
         seconds: wall time of this call.
     """
 
@@ -73,8 +75,11 @@ def pretrain(
         FileNotFoundError: if there are no images.
         ValueError: if recipe and images do not fit together.
         FloatingPointError: if the loss stops being finite.
+        RuntimeError: if anything else fails after work has begun, such as an image file.
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
+    if data not in EMBEDDED and (path := Path(data).expanduser()).exists():
+        data = str(path.resolve())
     out, where = Path(out), choose_device(device)
     if not (out / "recipe.toml").exists() and not is_free(out):
         raise FileExistsError(
@@ -95,7 +100,9 @@ def pretrain(
 def resume(
     out: str | Path, *, device: str = "auto", workers: int = 2, observers: Sequence[Observer] = ()
 ) -> Result:
-    """Go on with the run in a folder, from its newest whole checkpoint, to identical bits.
+    """Go on with the run in a folder, from its newest whole checkpoint.
+
+    The end is that of an undisturbed run, to the bit, on a CPU with the same threads and torch.
 
     Raises:
         FileNotFoundError: if the folder holds no run or the images are gone.
@@ -147,16 +154,17 @@ def measure_knn(
     out: str | Path,
     *,
     data: str | None = None,
-    k: int = 200,
-    temperature: float = 0.1,
+    k: int | None = None,
+    temperature: float | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """kNN accuracy in percent of a run's trunk features and 128-D output, on all labelled images.
+    """kNN accuracy in percent of a run's trunk features and head output, on all labelled images.
 
     Args:
         out: the run folder.
         data: labelled images, as for `pretrain`; None takes the run's own.
-        k, temperature: see `moco.evaluate.knn.knn_predict`.
+        k, temperature: see `moco.evaluate.knn.knn_predict`; None takes the run's own, and no
+            more neighbours than there are images.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -166,17 +174,22 @@ def measure_knn(
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
     spec = data if data is not None else run["data"]
-    sets = labelled(values, open_data(spec), where, whole=True)
+    sets = labelled(values, open_data(spec), where)
     if sets is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
-    if not 1 <= k <= len(sets[0].labels):
-        raise ValueError(f"k must be between 1 and the {len(sets[0].labels)} images of the bank, got {k}")
-    return dict(knn(trained_encoder(out, where), *sets, k=k, temperature=temperature))
+    images = len(sets[0].labels)
+    k = min(values.monitor.k, images) if k is None else k
+    temperature = values.monitor.temperature if temperature is None else temperature
+    if not 1 <= k <= images:
+        raise ValueError(f"k must be between 1 and the {images} images of the bank, got {k}")
+    measured = knn(trained_encoder(out, where), *sets, k=k, temperature=temperature)
+    return {"k": k, "temperature": temperature, **dict(measured)}
 
 
 def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
     """Yield kNN accuracy in percent of raw pixels and of the untrained network, as run from the same seed."""
-    if (sets := labelled(values, data, device, whole=True)) is None:
+    most = BASELINE_IMAGES
+    if (sets := labelled(values, data, device, bank=most, queries=most)) is None:
         return
     bank, queries = sets
     monitor = values.monitor
@@ -220,8 +233,10 @@ def _run(
         else:
             about = provenance(spec, data, fingerprint, device)
             aside = out / "recipe.toml.tmp"
-            recipe_file.write(aside, values, about)
+            aside.write_text(recipe_file.text(values, about), encoding="utf-8")
             aside.replace(out / "recipe.toml")
+        classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
+        say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
         if (out / "result.json").exists():
             say(f"the run in {out} is finished already")
             return Result(**json.loads((out / "result.json").read_text()))
@@ -229,8 +244,11 @@ def _run(
             plot_views(
                 out / "views.png", Loader(data.train, Views(values.views), values.batch, seed=values.seed)
             )
-        journal = train(run, out)
-        return _finish(run, values, data, out, device, journal.rows, started, say)
+        try:
+            journal = train(run, out)
+            return _finish(run, values, data, out, device, journal.rows, started, say)
+        except (ValueError, OSError, MemoryError) as error:
+            raise RuntimeError(str(error)) from error  # after work began, it is no wrong call
 
 
 def _finish(
@@ -241,16 +259,9 @@ def _finish(
     device: torch.device,
     rows: list[dict[str, Any]],
     started: float,
-    say: Any,
+    say: Callable[[str], None],
 ) -> Result:
     """Write the backbone, the last measurements, the curves and the result."""
-    table: dict[str, float] = {}
-    if (sets := labelled(values, data, device, whole=True)) is not None:
-        say(f"measuring kNN on all {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
-        monitor = values.monitor
-        trained = knn(run.f_q, *sets, k=monitor.k, temperature=monitor.temperature)
-        table = {name.replace("knn", "trained"): value for name, value in trained}
-        table |= dict(baselines(values, data, device))
     about = {
         "arch": values.encoder.arch,
         "width": values.encoder.width,
@@ -260,10 +271,16 @@ def _finish(
         "mean": values.views.mean,
         "std": values.views.std,
         "recipe": values.name,
-        "knn": table,
         "moco": moco.__version__,
     }
     write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
+    table: dict[str, float] = {}
+    if (sets := labelled(values, data, device)) is not None:
+        say(f"measuring kNN on all {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
+        k, temperature = values.monitor.k, values.monitor.temperature
+        trained = knn(run.f_q, *sets, k=k, temperature=temperature)
+        table = {name.replace("knn", "trained"): value for name, value in trained}
+        table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}
     plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)
     last = next(row for row in reversed(rows) if "loss" in row)
     seconds = round(time.perf_counter() - started, 1)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1024  # keys per pass: N x CHUNK similarities stay in the cache of a CPU core at N = 256
@@ -152,7 +152,7 @@ class _StreamedInfoNCE(torch.autograd.Function):
 
 
 def nce(
-    q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int, normalizer: Tensor
+    q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int, log_normalizer: Tensor
 ) -> Contrast:
     """Noise-contrastive estimation of "which image is it", against uniform noise over all images.
 
@@ -164,7 +164,7 @@ def nce(
         entries: their keys; masked negatives count as absent.
         temperature: T > 0; InstDisc uses 0.07.
         images: number of images in the data set, of which the noise draws uniformly.
-        normalizer: Z, a scalar constant (see `nce_normalizer`).
+        log_normalizer: log Z, a scalar constant (see `nce_log_normalizer`).
 
     Returns:
         The loss in nats and the accuracy of `info_nce`. At its optimum P equals the data density.
@@ -173,20 +173,42 @@ def nce(
     computed from log-odds, so the released code's 1e-7 inside each quotient is not needed.
     """
     positive, negative = _similarities(q, entries)
-    noise = negative.shape[1] / images
-    log_odds = -(normalizer.log() + torch.tensor(noise, dtype=q.dtype).log())
-    loss = -F.logsigmoid(positive / temperature + log_odds) - F.logsigmoid(
-        -(negative / temperature + log_odds)
+    log_noise = (negative.isfinite().sum(1).to(q.dtype) / images).log() + log_normalizer
+    loss = -F.logsigmoid(positive / temperature - log_noise) - F.logsigmoid(
+        log_noise[:, None] - negative / temperature
     ).sum(1)
     return Contrast(loss.mean(), _accuracy(positive, negative))
 
 
 @torch.no_grad()
-def nce_normalizer(q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int) -> Tensor:
-    """Z as InstDisc sets it once, from its first batch: the mean of exp(q.k / T), times the images."""
+def nce_log_normalizer(q: Float[Tensor, "N C"], entries: Entries, temperature: float, images: int) -> Tensor:
+    """log Z as InstDisc sets it once, from its first batch: Z = mean of exp(q.k / T), times the images."""
     positive, negative = _similarities(q, entries)
-    weights = (torch.cat([positive[:, None], negative], dim=1) / temperature).exp()
-    return weights[weights > 0].mean() * images
+    logits = torch.cat([positive[:, None], negative], dim=1) / temperature
+    return logits.flatten().logsumexp(0) - (logits.isfinite().sum() / images).log()
+
+
+class NCE(nn.Module):
+    """`nce` with the constant log Z that its first batch sets and checkpoints keep."""
+
+    def __init__(self, temperature: float, images: int):
+        super().__init__()
+        self.temperature, self.images = temperature, images
+        self.log_normalizer: Tensor
+        self.register_buffer("log_normalizer", torch.zeros(()))
+        self.known = False
+
+    def forward(self, q: Tensor, entries: Entries) -> Contrast:
+        if not self.known:
+            self.log_normalizer.copy_(nce_log_normalizer(q, entries, self.temperature, self.images))
+            self.known = True
+        return nce(q, entries, self.temperature, self.images, self.log_normalizer)
+
+    def get_extra_state(self) -> bool:
+        return self.known
+
+    def set_extra_state(self, state: bool) -> None:
+        self.known = state
 
 
 def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float) -> Contrast:

@@ -100,9 +100,48 @@ class _NormaliseGroups(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None, None
 
 
+class PartsAsOne:
+    """Makes several forward passes, of equal parts of a batch, one update of the running statistics.
+
+    Args:
+        module: its batch normalisations are watched from here on.
+    """
+
+    def __init__(self, module: nn.Module):
+        norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.buffers = [b for n in norms for b in (n.running_mean, n.running_var) if b is not None]
+        self.counts = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        self.before = [buffer.clone() for buffer in self.buffers]
+        self.sums = [torch.zeros_like(buffer) for buffer in self.buffers]
+        self.parts = 0
+
+    def part(self) -> None:
+        """A part has passed: keep what it made of the statistics and put back those from before."""
+        self.parts += 1
+        for buffer, before, total in zip(self.buffers, self.before, self.sums, strict=True):
+            total.add_(buffer)
+            buffer.copy_(before)
+
+    def finish(self) -> None:
+        """All parts have passed: the statistics become the mean over the parts."""
+        for buffer, total in zip(self.buffers, self.sums, strict=True):
+            buffer.copy_(total / self.parts)
+        for count in self.counts:
+            count.sub_(self.parts - 1)
+
+
 def group_batch_norm(module: nn.Module, group_size: int | None) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` inside a module by a grouped one with the same state, in place."""
+    """Replace every `nn.BatchNorm2d` inside a module by a grouped one with the same state, in place.
+
+    Raises:
+        ValueError: if there is a variant of it that cannot be replaced, such as timm's BatchNormAct2d.
+    """
     for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d) and type(child) is not nn.BatchNorm2d and group_size is not None:
+            raise ValueError(
+                f"{type(child).__name__} does not take batch-normalisation groups; "
+                "set encoder.bn_group None and turn keys.shuffle off for this architecture"
+            )
         if type(child) is nn.BatchNorm2d:
             grouped = GroupedBatchNorm2d(
                 child.num_features, group_size, eps=child.eps, momentum=child.momentum

@@ -1,7 +1,8 @@
 """A recipe holds every independent value of a run, and nothing else: no tensor, no code, no torch.
 
 Kinds (which keys, which dictionary, which loss, which schedule) are chosen in Python by naming
-another class; numbers are fields, and the command line turns each into a flag.
+another class; numbers are fields, and the command line turns each into a flag. A class here has the
+name of the part it describes: `recipe.MomentumQueue` holds the numbers of a `moco.MomentumQueue`.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +14,10 @@ from moco.data.augmentation import Augmentation
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Encoder:
     """Images per batch-normalisation group (32 per GPU in the paper); None: the whole batch."""
 
     def __post_init__(self):
+        _one_of("encoder.stem", self.stem, ("imagenet", "small", "small2"))
+        _one_of("encoder.head", self.head, ("linear", "mlp"))
         _require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
         _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
         _require(
@@ -72,7 +79,7 @@ class QueryKeys:
 
 
 @dataclass(frozen=True)
-class Queue:
+class MomentumQueue:
     """The last K keys."""
 
     size: int = 65536
@@ -92,7 +99,7 @@ class InBatch:
 
 
 @dataclass(frozen=True)
-class Bank:
+class MemoryBank:
     """One slot per image, K drawn at each step."""
 
     size: int = 65536
@@ -170,6 +177,9 @@ class Step:
     warmup: float = 0.0
     """Epochs over which the learning rate rises linearly from zero."""
 
+    def __post_init__(self):
+        _require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
+
 
 @dataclass(frozen=True)
 class Cosine:
@@ -194,6 +204,7 @@ class Exponential:
     """Epochs over which the learning rate rises linearly from zero."""
 
     def __post_init__(self):
+        _require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
         _require(self.every >= 1, f"schedule.every must be at least 1 step, got {self.every}")
 
 
@@ -221,6 +232,11 @@ class Monitor:
     """Votes weigh exp(similarity / temperature)."""
 
     def __post_init__(self):
+        for name in "bank", "queries":
+            _require(
+                getattr(self, name) >= 1,
+                f"monitor.{name} must be at least 1 image, got {getattr(self, name)}",
+            )
         _require(self.k >= 1, f"monitor.k must be at least 1 neighbour, got {self.k}")
         _require(self.temperature > 0, f"monitor.temperature must be above 0, got {self.temperature}")
         _require(self.every >= 0, f"monitor.every must not be negative, got {self.every}")
@@ -235,7 +251,7 @@ class Recipe:
     encoder: Encoder = field(default_factory=Encoder)
     views: Augmentation = field(default_factory=Augmentation)
     keys: MomentumKeys | TiedKeys | QueryKeys = field(default_factory=MomentumKeys)
-    dictionary: Queue | InBatch | Bank = field(default_factory=Queue)
+    dictionary: MomentumQueue | InBatch | MemoryBank = field(default_factory=MomentumQueue)
     loss: InfoNCE | NCE | Margin = field(default_factory=InfoNCE)
     symmetric: bool = False
     """Each view is once the query and once the key; the two losses are averaged."""
@@ -246,7 +262,7 @@ class Recipe:
     epochs: int | None = 200
     """Passes over the images; give this or iterations."""
     iterations: int | None = None
-    """Steps in all."""
+    """Steps in all, with epochs None."""
     accumulate: int = 1
     """Parts in which the query batch passes the encoder, to save memory; results stay the same."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -261,10 +277,12 @@ class Recipe:
     """Newest checkpoints to keep."""
 
     def __post_init__(self):
+        _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         _require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
         _require(
             (self.epochs is None) != (self.iterations is None),
-            f"give epochs or iterations, not both: got epochs {self.epochs} and iterations {self.iterations}",
+            f"give epochs or iterations, not both: got epochs {self.epochs} and iterations "
+            f"{self.iterations}; for a number of steps write --epochs None --iterations STEPS",
         )
         for name in (
             "epochs",
@@ -281,6 +299,13 @@ class Recipe:
             group is None or self.batch % group == 0,
             f"encoder.bn_group must divide the batch, got groups of {group} in a batch of {self.batch}",
         )
+        shuffled = getattr(self.keys, "shuffle", False)
+        _require(
+            not shuffled or (group is not None and group < self.batch),
+            f"keys.shuffle needs at least two batch-normalisation groups, got {group or self.batch} images "
+            f"per group in a batch of {self.batch}: one group has nothing to shuffle between, and the "
+            "pretext task leaks; make encoder.bn_group half of the batch or less, or turn keys.shuffle off",
+        )
         part, rest = divmod(self.batch, self.accumulate)
         _require(
             rest == 0 and (self.accumulate == 1 or (group is not None and part % group == 0)),
@@ -292,14 +317,18 @@ class Recipe:
             "accumulate needs keys that carry no gradient and do not come from the queries: momentum keys",
         )
         _require(
-            isinstance(self.keys, QueryKeys) == isinstance(self.dictionary, Bank),
+            self.accumulate == 1 or isinstance(self.loss, InfoNCE),
+            "accumulate needs a loss that is a mean over the queries: InfoNCE",
+        )
+        _require(
+            isinstance(self.keys, QueryKeys) == isinstance(self.dictionary, MemoryBank),
             "query keys and a memory bank go together: a bank stores queries, and stored queries need a bank",
         )
         _require(
-            not (self.symmetric and isinstance(self.dictionary, Bank)),
+            not (self.symmetric and isinstance(self.dictionary, MemoryBank)),
             "symmetric must be off with a memory bank, whose slots take one view of an image per step",
         )
         _require(
-            not (isinstance(self.keys, TiedKeys) and isinstance(self.dictionary, Queue)),
+            not (isinstance(self.keys, TiedKeys) and isinstance(self.dictionary, MomentumQueue)),
             "tied keys change at every step and are consistent within a batch only: use dictionary InBatch()",
         )

@@ -45,16 +45,19 @@ def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
             fields = {k: v for k, v in value.items() if k != "kind"}
             value = from_dict(kinds[kind], fields, f"{where}{name}.")
         arguments[name] = tuple(value) if isinstance(value, list) else None if value == "none" else value
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ValueError(f"a value of {where or 'the recipe'} is of the wrong kind: {error}") from None
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def write(path: Path, recipe: Recipe, run: dict[str, Any]) -> None:
-    """Write a recipe and, under [run], what the run found out (data, hardware, versions) as TOML."""
-    path.write_text(tomli_w.dumps({**to_dict(recipe), "run": run}), encoding="utf-8")
+def text(recipe: Recipe, run: dict[str, Any] | None = None) -> str:
+    """A recipe and, under [run], what a run found out (data, hardware, versions) as TOML."""
+    return tomli_w.dumps(to_dict(recipe) | ({"run": run} if run is not None else {}))
 
 
 def read(path: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -75,9 +75,13 @@ def _commit() -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
 
-    commit = git("rev-parse", "--short", "HEAD").stdout.strip()
-    changed = git("diff", "--quiet", "HEAD", "--", ".").returncode
-    return f"{commit}{'-changed' if changed else ''}" if commit else "unknown"
+    try:
+        if git("ls-files", "--error-unmatch", Path(__file__).name).returncode:
+            return "unknown"  # installed, or inside somebody else's repository
+        commit = git("rev-parse", "--short", "HEAD").stdout.strip()
+        return commit + ("-changed" if git("diff", "--quiet", "HEAD", "--", ".").returncode else "")
+    except OSError:  # there is no git
+        return "unknown"
 
 
 def _processor() -> str:

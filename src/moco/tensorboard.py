@@ -20,9 +20,7 @@ class TensorBoard(Observer):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "--tensorboard needs tensorboard: pip install 'momentum-contrast[tensorboard]'"
-            ) from None
+            raise ModuleNotFoundError("--tensorboard needs tensorboard: pip install tensorboard") from None
         self.folder = folder / "tensorboard"
         self._open = SummaryWriter
 

@@ -62,6 +62,8 @@ class Augmentation:
                 raise ValueError(f"views.{name}_probability must be in [0, 1], got {probability}")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"views.blur_sigma must be 0 < least <= greatest, got {self.blur_sigma}")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"views.std must be above 0, got {self.std}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("views.mean and views.std must both be given or both be measured")
 

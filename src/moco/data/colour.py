@@ -1,6 +1,7 @@
 """Photometric changes for batches of float images in [0, 1], each sample with parameters of its own.
 
-Every operation equals torchvision's of the same name on float tensors. Images of one or more than
+Parameters stay on the CPU, where choosing rows by them makes no device wait. Every operation equals
+torchvision's of the same name on float tensors. Images of one or more than
 three channels have no hue and no saturation; brightness and contrast apply to them as they are.
 """
 
@@ -31,7 +32,8 @@ def jitter(
         for number, operation in enumerate((brightness, contrast, saturation, hue)):
             rows = (chosen & (order[:, place] == number)).nonzero().flatten()
             if len(rows):
-                images[rows] = operation(images[rows], factors[rows, number])
+                here, factor = rows.to(images.device), factors[rows, number].to(images.device)
+                images[here] = operation(images[here], factor)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def luma(images: Tensor) -> Tensor:
 
 def grayscale(images: Float[Tensor, "N channels H W"], chosen: Bool[Tensor, " N"]) -> None:
     """Give the chosen RGB images three equal channels, in place."""
-    rows = chosen.nonzero().flatten()
+    rows = chosen.nonzero().flatten().to(images.device)
     if len(rows) and images.shape[1] == 3:
         images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
 
@@ -97,8 +99,9 @@ def blur(
     """
     rows = chosen.nonzero().flatten()
     if len(rows):
-        down = _gaussian(sigma[rows], images.shape[2])[:, None]
-        across = _gaussian(sigma[rows], images.shape[3])[:, None]
+        down = _gaussian(sigma[rows], images.shape[2])[:, None].to(images.device)
+        across = _gaussian(sigma[rows], images.shape[3])[:, None].to(images.device)
+        rows = rows.to(images.device)
         images[rows] = torch.matmul(torch.matmul(down, images[rows]), across.transpose(2, 3))
 
 

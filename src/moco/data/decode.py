@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "La", "RGBa"}
+_EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 
 
 def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
@@ -21,7 +21,7 @@ def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
     try:
         with Image.open(path) as image:
             return to_tensor(ImageOps.exif_transpose(image), str(path))
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise RuntimeError(f"cannot decode {path}: {error}") from error
 
 

@@ -33,7 +33,7 @@ class Loader:
         workers: decoding threads, for sources that are not in memory.
 
     Raises:
-        ValueError: if there are fewer images than one batch takes.
+        ValueError: if there are fewer images than one batch takes, or no worker.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class Loader:
         if len(source) < batch:
             raise ValueError(
                 f"{source.name} has {len(source)} images, fewer than a batch of {batch}; "
-                f"use --batch {len(source)} or less"
+                "use a smaller --batch, a multiple of encoder.bn_group"
             )
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1 thread, got {workers}")
         self.source, self.views, self.batch_size, self.seed = source, views, batch, seed
         self.device, self.workers = torch.device(device), workers
         self.steps_per_epoch = len(source) // batch
@@ -143,16 +145,30 @@ _FIELDS = tuple(Parameters.__dataclass_fields__)
 
 
 def plain_batches(
-    source: Source, views: Views, indices: Int[Tensor, " M"], *, batch: int = 500, device: torch.device
+    source: Source,
+    views: Views,
+    indices: Int[Tensor, " M"],
+    *,
+    batch: int = 500,
+    device: torch.device,
+    workers: int = 2,
 ) -> Iterator[Float[Tensor, "N channels H W"]]:
     """Unaugmented, normalised images for evaluation, in the order of the indices.
 
-    Images of the evaluation size are taken whole; others are resized so that the short side is 8/7
-    of it (256 for 224) and cropped centrally.
+    Images of the evaluation size are taken whole; larger ones are resized so that the short side is
+    8/7 of it (256 for 224), smaller ones so that it is equal, and both are cropped centrally.
     """
     size = views.augmentation.eval_size or views.augmentation.size
+
+    def read(index: int) -> Tensor:
+        return _central(source.read(index), size)
+
     for chunk in indices.split(batch):
-        images = torch.stack([_central(source.read(int(i)), size) for i in chunk])
+        if isinstance(source, ArraySource):
+            images = torch.stack([read(i) for i in chunk.tolist()])
+        else:
+            with ThreadPoolExecutor(workers) as pool:
+                images = torch.stack(list(pool.map(read, chunk.tolist())))
         yield views.normalise(images.to(device).float().mul_(1 / 255))
 
 

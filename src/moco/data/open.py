@@ -3,6 +3,7 @@
 import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from moco.data.procedural import procedural
 from moco.data.source import ArraySource, DatasetSource, FolderSource, Source, channels_first
 
+EMBEDDED = ("procedural", "digits")
 PROCEDURAL_IMAGES = {"train": 6000, "test": 2000}
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,7 +60,10 @@ def open_source(spec: str, split: str = "train") -> Source | None:
         if split == "train":
             return FolderSource(path / "train", name=f"{spec} (train)")
         found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
-        return FolderSource(path / found[0], name=f"{spec} ({found[0]})") if found else None
+        if not found:
+            return None
+        classes = FolderSource(path / "train").classes
+        return FolderSource(path / found[0], name=f"{spec} ({found[0]})", classes=classes)
     return FolderSource(path) if split == "train" else None
 
 
@@ -109,19 +114,28 @@ def _digits(split: str) -> Source:
     )
 
 
-def _torchvision(name: str, root: str, split: str) -> Source:
+def _torchvision(name: str, root: str, split: str) -> Source | None:
     import torchvision
 
     kind = getattr(torchvision.datasets, name, None)
     if kind is None:
         raise ValueError(f"torchvision has no data set {name!r}")
-    try:
+    dataset = None
+    names = ["train"] if split == "train" else ["test", "val"]
+    ways: list[dict[str, Any]] = [{"train": split == "train", "download": False}]
+    ways += [{"split": word} for word in names]
+    for way in ways:  # most are parted by a flag, some by a name, and not all have the same names
         try:
-            dataset = kind(root, train=split == "train", download=False)
-        except TypeError:  # some are parted by name instead
-            dataset = kind(root, split=split)
-    except RuntimeError as error:
-        raise FileNotFoundError(f"torchvision's {name} is not in {root}: {error}") from None
+            dataset = kind(root, **way)
+            break
+        except (TypeError, ValueError):
+            continue
+        except (RuntimeError, OSError) as error:
+            raise FileNotFoundError(f"torchvision's {name} is not in {root}: {error}") from None
+    if dataset is None:
+        if split == "test":
+            return None
+        raise ValueError(f"torchvision's {name} has no training images that can be asked for by name")
     targets = getattr(dataset, "targets", getattr(dataset, "labels", getattr(dataset, "_labels", None)))
     labels = None if targets is None else torch.as_tensor(targets)
     pixels = getattr(dataset, "data", None)

@@ -44,7 +44,8 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A digest that changes when the images or their order do."""
+        """A digest by which a resumed run recognises its images: of arrays all pixels, of folders
+        the names and sizes of all files."""
 
 
 class ArraySource(Source):
@@ -73,8 +74,11 @@ class ArraySource(Source):
                 f"an image array must be uint8 of shape (images, channels, height, width), "
                 f"got {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}"
             )
-        if labels is not None and len(labels) != len(pixels):
-            raise ValueError(f"labels must be one per image, got {len(labels)} for {len(pixels)} images")
+        if labels is not None and (tuple(labels.shape) != (len(pixels),) or (labels < 0).any()):
+            raise ValueError(
+                f"labels must be one class number from 0 per image, got an array of shape "
+                f"{tuple(labels.shape)} for {len(pixels)} images"
+            )
         self.pixels = pixels
         self.name = name
         self.channels = pixels.shape[1]
@@ -103,14 +107,16 @@ class FolderSource(Source):
     Args:
         root: the folder.
         name: what to call it.
+        classes: the classes to number by, those of the training images; None finds them.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no image in it.
+        ValueError: if a subfolder is none of the classes given.
     """
 
     channels = 3
 
-    def __init__(self, root: Path, *, name: str | None = None):
+    def __init__(self, root: Path, *, name: str | None = None, classes: Sequence[str] = ()):
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
         self.root = root
@@ -119,12 +125,14 @@ class FolderSource(Source):
         if not self.paths:
             raise FileNotFoundError(f"no image in {root} (looked for {', '.join(EXTENSIONS)} at any depth)")
         folders = [path.split("/", 1)[0] if "/" in path else None for path in self.paths]
-        self.classes = []
-        self.labels = None
-        if None not in folders and len(set(folders)) > 1:
-            self.classes = sorted({folder for folder in folders if folder is not None})
+        self.classes, self.labels = list(classes), None
+        names = [folder for folder in folders if folder is not None]
+        if len(names) == len(folders) and (classes or len(set(names)) > 1):
+            self.classes = self.classes or sorted(set(names))
             number = {folder: i for i, folder in enumerate(self.classes)}
-            self.labels = torch.tensor([number[folder] for folder in folders if folder is not None])
+            if unknown := sorted(set(names) - set(number)):
+                raise ValueError(f"{root / unknown[0]} is a class that the training images do not have")
+            self.labels = torch.tensor([number[folder] for folder in names])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -158,7 +166,11 @@ class DatasetSource(Source):
         return len(self.dataset)
 
     def read(self, index: int) -> UInt8[Tensor, "channels H W"]:
-        return to_tensor(self.dataset[index][0], f"{self.name}[{index}]")
+        try:
+            image = self.dataset[index][0]
+        except OSError as error:
+            raise RuntimeError(f"cannot decode image {index} of {self.name}: {error}") from error
+        return to_tensor(image, f"{self.name}[{index}]")
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.dataset!r}{len(self)}".encode()).hexdigest()[:16]
@@ -172,18 +184,26 @@ def channels_first(images: np.ndarray) -> Tensor:
 
 
 def _scan(root: str) -> list[str]:
-    """Paths of image files below a folder, relative to it with forward slashes; each folder once."""
-    found, pending, seen = [], [""], set()
+    """Paths of image files below a folder, relative to it with forward slashes.
+
+    Each folder is visited once, however many links lead to it, and run folders are left out.
+    """
+    found, pending = [], [""]
+    status = os.stat(root)
+    seen = {(status.st_dev, status.st_ino)}
     while pending:
         folder = pending.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    status = entry.stat()
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        pending.append(path)
-                elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                    found.append(path)
+        with os.scandir(os.path.join(root, folder)) as opened:
+            entries = sorted(opened, key=lambda entry: entry.name)
+        if folder and any(entry.name == "recipe.toml" for entry in entries):
+            continue
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    pending.append(path)
+            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                found.append(path)
     return found

@@ -5,7 +5,6 @@ the batch it is made in. The geometry comes first, because images of mixed size 
 before they can form a batch; the photometric changes then run on the whole batch.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,10 +19,7 @@ from moco.data.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class Parameters:
-    """The parameters of one view of N images, as the operations take them.
-
-    Boxes are worked out on the CPU, where the sizes of files are known, so `crop_draws` stay there.
-    """
+    """The parameters of one view of N images, as the operations take them; they stay on the CPU."""
 
     crop_draws: Float[Tensor, "N 40"]
     flip: Bool[Tensor, " N"]
@@ -33,15 +29,6 @@ class Parameters:
     grayscale: Bool[Tensor, " N"]
     blur: Bool[Tensor, " N"]
     sigma: Float[Tensor, " N"]
-
-    def to(self, device: torch.device) -> "Parameters":
-        """The photometric parameters on another device."""
-        others = {
-            f.name: getattr(self, f.name).to(device)
-            for f in dataclasses.fields(self)
-            if f.name != "crop_draws"
-        }
-        return dataclasses.replace(self, **others)
 
 
 class Views:
@@ -102,7 +89,6 @@ class Views:
         self, images: Float[Tensor, "N channels size size"], parameters: Parameters
     ) -> Float[Tensor, "N channels size size"]:
         """Colour changes, blur and normalisation of square images in [0, 1], which are overwritten."""
-        parameters = parameters.to(images.device)
         if self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.jitter(images, parameters.factors, parameters.order, parameters.jitter)

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from moco.recipe import Recipe
-from moco.recipes.imagenet import instagram, v1, v2
+from moco.recipes.imagenet import instagram, photos, v1, v2
 from moco.recipes.small import cifar, cifar_symmetric, cpu, demo
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
     "cpu": cpu,
+    "photos": photos,
     "cifar": cifar,
     "cifar-symmetric": cifar_symmetric,
     "v1": v1,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from moco.data.augmentation import V1, V2
-from moco.recipe import Cosine, Encoder, Exponential, InfoNCE, MomentumKeys, Queue, Recipe, Step
+from moco.recipe import Cosine, Encoder, Exponential, InfoNCE, MomentumKeys, MomentumQueue, Recipe, Step
 
 
 def v1() -> Recipe:
@@ -18,7 +18,7 @@ def v1() -> Recipe:
         encoder=Encoder(arch="resnet50", head="linear", dim=128, bn_group=32),
         views=V1,
         keys=MomentumKeys(momentum=0.999),
-        dictionary=Queue(size=65536),
+        dictionary=MomentumQueue(size=65536),
         loss=InfoNCE(temperature=0.07),
         schedule=Step(milestones=(120, 160), factor=0.1),
         batch=256,
@@ -49,13 +49,37 @@ def instagram() -> Recipe:
 
     Run: moco pretrain instagram --data IMAGES --out RUN
     Paper: about 6 days on 64 GPUs. Ours: not run.
-    Source: MoCo, Section 4.1: lr 0.12 (0.03 per 256), times 0.9 every 62,500 steps.
+    Source: MoCo, Section 4.1: lr 0.12 (0.03 per 256), times 0.9 every 62,500 steps; 1024 images on
+    64 GPUs are batch-normalisation groups of 16.
     """
     return replace(
         v1(),
         name="instagram",
+        encoder=replace(v1().encoder, bn_group=16),
         schedule=Exponential(every=62_500, factor=0.9),
         batch=1024,
         epochs=None,
         iterations=1_250_000,
+    )
+
+
+def photos() -> Recipe:
+    """A folder of photographs on one GPU or a patient laptop: ResNet-18 at 128 pixels, small queue.
+
+    Run: moco pretrain photos --data FOLDER --out RUN
+    Result: not run to its end; see docs/data.md for what to change with the number of images.
+
+    v2 scaled down: K stays far below the size of most folders and own keys are masked, and the key
+    encoder follows faster (m = 0.99), because a run has thousands of steps rather than a million.
+    """
+    return replace(
+        v2(),
+        name="photos",
+        encoder=Encoder(arch="resnet18", head="mlp", bn_group=16),
+        views=replace(V2, size=128),
+        keys=MomentumKeys(momentum=0.99),
+        dictionary=MomentumQueue(size=4096, mask_own=True),
+        schedule=Cosine(warmup=1),
+        batch=128,
+        epochs=100,
     )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from moco.data.augmentation import SMALL
-from moco.recipe import SGD, Cosine, Encoder, InfoNCE, MomentumKeys, Monitor, Queue, Recipe
+from moco.recipe import SGD, Cosine, Encoder, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
 
 
 def cifar() -> Recipe:
@@ -17,7 +17,7 @@ def cifar() -> Recipe:
         encoder=Encoder(arch="resnet18", stem="small", head="linear", bn_group=64),
         views=SMALL,
         keys=MomentumKeys(momentum=0.99),
-        dictionary=Queue(size=4096),
+        dictionary=MomentumQueue(size=4096),
         loss=InfoNCE(temperature=0.1),
         optimizer=SGD(lr=0.03, weight_decay=5e-4),
         schedule=Cosine(by_epoch=True, first_epoch=1),
@@ -55,7 +55,7 @@ def cpu() -> Recipe:
         encoder=Encoder(arch="resnet10", width=16, stem="small", bn_group=32),
         views=replace(SMALL, size=24, eval_size=32, scale=(0.2, 1.0), mean=None, std=None),
         keys=MomentumKeys(momentum=0.995),
-        dictionary=Queue(size=4096, mask_own=True),
+        dictionary=MomentumQueue(size=4096, mask_own=True),
         optimizer=SGD(lr=0.06, weight_decay=5e-4),
         schedule=Cosine(warmup=1),
         batch=256,
@@ -81,7 +81,7 @@ def demo() -> Recipe:
         encoder=Encoder(arch="resnet10", width=16, stem="small2", bn_group=32),
         views=replace(SMALL, scale=(0.2, 1.0), hue=0.5, grayscale_probability=0.5, mean=None, std=None),
         keys=MomentumKeys(momentum=0.99),
-        dictionary=Queue(size=2048, mask_own=True),
+        dictionary=MomentumQueue(size=2048, mask_own=True),
         schedule=Cosine(warmup=0.5),
         batch=128,
         epochs=8,

@@ -1,5 +1,6 @@
 """Curves and contact sheets as PNG."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moco.data.loader import Loader
+from moco.training.checkpoint import write_atomically
 from moco.training.interpreter import Interpreter
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563a8", "#c8641b", "#2f855a", "#8a8f98"
@@ -70,7 +72,7 @@ def plot_curves(
         axes[2].legend(fontsize=8, frameon=False)
         _label(axes[2], "kNN accuracy", "%")
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def plot_views(path: Path, loader: Loader, *, count: int = 12) -> None:
@@ -89,7 +91,14 @@ def plot_views(path: Path, loader: Loader, *, count: int = 12) -> None:
             axis.set_yticks([])
             if column == 0:
                 axis.set_ylabel(name)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
 
 
 def _label(axis: Axes, title: str, unit: str) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ class Checkpoints:
     Args:
         folder: where they are; made when the first one is written.
         keep: how many of the newest to keep, at least 1.
-        say: told, in a sentence, about every file that is passed over.
+        say: told, in a sentence, what is out of the ordinary; None writes to standard error.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3, say: Callable[[str], None] = print):
-        self.folder, self.keep, self.say = folder, keep, say
+    def __init__(self, folder: Path, *, keep: int = 3, say: Callable[[str], None] | None = None):
+        self.folder, self.keep, self.say = folder, keep, say or _warn
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, then drop those that are too old.
@@ -56,9 +57,21 @@ class Checkpoints:
         for step in reversed(self._steps()):
             path = self._path(step)
             if (damage := self._damage(path)) is None:
+                self._compare(path)
                 return step, torch.load(path, map_location=device, weights_only=True)
             self.say(f"checkpoint {path.name} is passed over: {damage}; trying the one before")
         return None
+
+    def _compare(self, path: Path) -> None:
+        """Say so if going on from here cannot give the bits of an undisturbed run."""
+        written = json.loads(path.with_suffix(".json").read_text())
+        here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        for name, value in here.items():
+            if written.get(name) != value:
+                self.say(
+                    f"{path.name} was written with {name} {written.get(name)}, this is {value}: "
+                    "results will agree up to rounding, not to the bit"
+                )
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
@@ -79,6 +92,10 @@ class Checkpoints:
         if hashlib.sha256(content).hexdigest() != expected[1]:
             return "its checksum does not match its content"
         return None
+
+
+def _warn(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

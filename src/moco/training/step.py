@@ -13,6 +13,7 @@ from moco.dictionary import Dictionary
 from moco.encoder import Encoder
 from moco.keys import KeyEncoder
 from moco.loss import Contrast, Entries
+from moco.norm import PartsAsOne
 from moco.world import World
 
 
@@ -84,13 +85,16 @@ def _step_in_parts(run: Parts, batch: Batch, world: World) -> Measures:
     for query, key, order in pairs:
         k = run.keys.encode(key, None, order, world)
         entries = run.dictionary.lookup(k, batch, world)
+        statistics = PartsAsOne(run.f_q)
         for part, part_entries in zip(
             query.chunk(run.accumulate), entries.chunk(run.accumulate), strict=True
         ):
             q = run.f_q(part)
             contrast = run.loss(q, part_entries)
             (contrast.loss / (run.accumulate * len(pairs))).backward()
+            statistics.part()
             terms.append((contrast.loss.detach(), contrast.accuracy, spread(q)))
+        statistics.finish()
         keys.append(k)
     run.optimizer.step()
     run.keys.follow(run.f_q)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moco import chance
 from moco.batch import Batch
 from moco.dictionary import Dictionary
 from moco.encoder import Encoder
@@ -66,6 +67,7 @@ class Run:
     checkpoints: Checkpoints
     journal_every: int
     checkpoint_every: int
+    seed: int = 0
     name: str = ""
     observers: list[Observer] = field(default_factory=list)
 
@@ -126,6 +128,8 @@ def train(run: Run, folder: Path) -> Journal:
         lr = run.learning_rate(batch.step)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
+        # what a network itself draws (dropout, stochastic depth) is keyed by the step, as all else is
+        torch.manual_seed(chance.generator(run.seed, "network", batch.step).initial_seed())
         window.add(step(run, batch, run.world), batch.step)
         done = batch.step + 1
         journal_due = done % run.journal_every == 0 or done == run.steps
