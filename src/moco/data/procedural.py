@@ -34,12 +34,12 @@ def procedural(count: int, *, size: int = 32, seed: int = 0, split: str = "train
     def per_image(column: int, low: float, high: float) -> Tensor:
         return (low + (high - low) * draws[:, column]).view(-1, 1, 1)
 
-    x, y = x - per_image(0, -0.5, 0.5), y - per_image(1, -0.5, 0.5)
+    x, y = x - per_image(0, -0.9, 0.9), y - per_image(1, -0.9, 0.9)
     angle = per_image(2, 0, 2 * math.pi)
     u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
     bend = per_image(3, -0.25, 0.25)
     u, v = u + bend * v**2, v + bend * u**2
-    frequency, phase = per_image(4, 5, 10), per_image(5, 0, 2 * math.pi)
+    frequency, phase = per_image(4, 7, 14), per_image(5, 0, 2 * math.pi)
 
     pattern = torch.empty(count, size, size)
     for label in range(len(CLASSES)):
@@ -49,9 +49,8 @@ def procedural(count: int, *, size: int = 32, seed: int = 0, split: str = "train
     share = torch.sigmoid(edge * pattern)[:, None]
     dark, light = 0.5 * draws[:, 7:10, None, None], 0.5 + 0.5 * draws[:, 10:13, None, None]
     swap = draws[:, 13, None, None, None] < 0.5
-    front, back = torch.where(swap, light, dark), torch.where(swap, dark, light)
+    images = torch.where(swap, share * light + (1 - share) * dark, share * dark + (1 - share) * light)
     noise = chance.generator(seed, f"procedural noise {split}")
-    images = share * front + (1 - share) * back
     images = images + 0.06 * torch.randn(images.shape, generator=noise)
     pixels = images.clamp_(0, 1).mul_(255).round_().to(torch.uint8)
     return ArraySource(pixels, labels, name=f"procedural ({split})", classes=CLASSES)
