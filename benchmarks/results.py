@@ -22,9 +22,9 @@ from moco.run_folder import read_run
 ROOT = Path(__file__).parents[1]
 METRICS = {
     "trained_trunk": "trained, trunk",
-    "trained_output": "trained, 128-D output",
+    "trained_output": "trained, head output",
     "untrained_trunk": "untrained, trunk",
-    "untrained_output": "untrained, 128-D output",
+    "untrained_output": "untrained, head output",
     "raw_pixels": "raw pixels",
 }
 
@@ -70,7 +70,7 @@ def table(name: str) -> str:
         value = knn[metric]
         return f"{value['mean']:.1f}" + (f" ± {value['std']:.1f}" if "std" in value else "")
 
-    lines = [f"| {'kNN top-1, %'} | trunk | 128-D output |", "|---|---|---|"]
+    lines = [f"| {'kNN top-1, %'} | trunk | head output |", "|---|---|---|"]
     lines.append(f"| trained by momentum contrast | {cell('trained_trunk')} | {cell('trained_output')} |")
     lines.append(f"| same network, untrained | {cell('untrained_trunk')} | {cell('untrained_output')} |")
     lines.append(f"| raw pixels | {cell('raw_pixels')} | |")

@@ -9,7 +9,9 @@ import torch
 from moco import recipe
 from moco.build import Data, labelled, resolve
 from moco.data.augmentation import SMALL, V1, V2, Augmentation
-from moco.evaluate.knn import knn
+from moco.data.procedural import procedural
+from moco.evaluate.features import calibrate, pixels
+from moco.evaluate.knn import accuracy, knn
 from moco.recipe import InBatch, MomentumKeys, MomentumQueue, TiedKeys
 from moco.training.step import step
 from moco.world import Solo
@@ -48,14 +50,16 @@ def test_every_combination_trains_and_keeps_its_promises(mechanism, loss, views)
     assert torch.equal(step(run, batch, run.world).loss, step(again, batch, again.world).loss)
 
 
-GOLDEN: list[float] = []
+GOLDEN = [0.095, 2.7927, 2.8791, 2.3836, 1.0669, 1.214, 0.7989, 1.253, 1.3471, 1.6528]
+GOLDEN += [1.9177, 2.0669, 2.1702, 2.2991, 2.3965, 2.4921, 2.5768, 2.6514, 2.7521, 2.7716]
+GOLDEN += [2.8101, 2.8294, 2.8282, 2.8218, 2.8003, 2.8134, 2.8317, 2.8666, 2.8834, 2.8899]
 
 
 def test_a_fixed_run_repeats_its_losses():
     """A change of these numbers is a change of the method, or of its random draws: say why in the commit."""
-    run = tiny_run(tiny_recipe(epochs=5))
+    run = tiny_run(tiny_recipe(epochs=5, precision="float32"))
     losses = [step(run, batch, Solo()).loss.item() for batch in run.batches(0, 30)]
-    assert losses[:10] == pytest.approx(GOLDEN[:10], rel=1e-3)
+    assert losses[:10] == pytest.approx(GOLDEN[:10], rel=1e-2)
     assert losses == pytest.approx(GOLDEN, rel=0.05)
 
 
@@ -74,3 +78,33 @@ def train(data: Data, **changes) -> tuple[dict[str, float], float]:
     assert sets is not None
     last = accuracy[-len(accuracy) // 10 :]
     return dict(knn(run.f_q, *sets, k=20)), sum(last) / len(last)
+
+
+@pytest.mark.slow
+def test_features_beat_chance_the_untrained_network_and_raw_pixels():
+    data = Data(procedural(1500, size=16), procedural(500, size=16, split="test"))
+    views = dataclasses.replace(small(SMALL), hue=0.5, grayscale_probability=0.5, scale=(0.3, 1.0))
+    changes = {
+        "views": views,
+        "encoder": recipe.Encoder("resnet10", width=12, stem="small", dim=64, bn_group=16),
+        "keys": MomentumKeys(0.98),
+        "dictionary": MomentumQueue(512, mask_own=True),
+        "optimizer": recipe.SGD(lr=0.12, weight_decay=5e-4),
+        "schedule": recipe.Cosine(warmup=1),
+        "batch": 64,
+        "epochs": 12,
+        "precision": "float32",
+    }
+    trained, _ = train(data, **changes)
+    values = resolve(tiny_recipe(**changes), data, CPU)
+    sets = labelled(values, data, CPU)
+    assert sets is not None
+    bank, queries = sets
+    untrained = tiny_run(values, data).f_q
+    calibrate(untrained, bank.batches())
+    before = dict(knn(untrained, bank, queries, k=20))
+    raw = accuracy(pixels(queries.batches()), queries.labels, pixels(bank.batches()), bank.labels, k=20)
+    assert trained["knn_trunk"] > before["knn_trunk"] + 6  # measured: 30.4 against 17.0
+    assert trained["knn_output"] > before["knn_output"] + 6
+    assert trained["knn_trunk"] > raw + 1  # measured: 25.4
+    assert trained["knn_trunk"] > 20  # chance is 10
