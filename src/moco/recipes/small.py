@@ -44,7 +44,8 @@ def cpu() -> Recipe:
     """A narrow, shallow ResNet for images of about 32 pixels, on two processor cores.
 
     Run: moco pretrain cpu --data CIFAR10 --out RUN
-    Result: not run.
+    Result: CIFAR-10, kNN (k = 200, T = 0.1) 59.6 % on the head output, 57.9 % on the trunk, against 32.6 %
+    untrained and 41.1 % for raw pixels; one seed, 20.4 minutes on two cores (results/cpu.toml).
 
     Views are 24 pixels: they cost little more than half of 32, and show things at the size they have
     in whole images.
@@ -70,7 +71,7 @@ def demo() -> Recipe:
     """A minute on two processor cores, on patterns made by program; nothing is downloaded.
 
     Run: moco pretrain demo --out RUN
-    Result: not run.
+    Result: kNN (k = 50, T = 0.1) 40.8 % on the trunk against 20.4 % untrained and 29.7 % for raw pixels.
 
     Colour says nothing about the kind of a pattern, but it would tell images apart and spare the
     encoder the rest; so views turn the hue freely and are often grey.

@@ -59,13 +59,12 @@ def plot_curves(
     _label(axes[1], "pretext accuracy", "% of queries that find their key")
     if measured:
         at = [row["epoch"] for row in measured]
-        axes[2].plot(
-            at, [row["knn_trunk"] for row in measured], "o-", color=_GREEN, label="trunk, part of the images"
-        )
-        if "trained_trunk" in baselines:
-            axes[2].plot(
-                at[-1], baselines["trained_trunk"], "*", ms=11, color=_GREEN, label="trunk, all images"
-            )
+        for layer, colour in ("trunk", _GREEN), ("output", _ORANGE):
+            values = [row[f"knn_{layer}"] for row in measured]
+            axes[2].plot(at, values, "o-", ms=4, color=colour, label=f"{layer}, part of the images")
+            if f"trained_{layer}" in baselines:
+                end = baselines[f"trained_{layer}"]
+                axes[2].plot(at[-1], end, "*", ms=11, color=colour, label=f"{layer}, all images")
         for name, style in ("untrained_trunk", "--"), ("raw_pixels", ":"):
             if name in baselines:
                 axes[2].axhline(baselines[name], color=_GREY, linestyle=style, label=name.replace("_", " "))
