@@ -9,7 +9,7 @@ demo: setup
 	$(BIN)/moco pretrain demo --out runs/demo
 
 test: setup
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .
