@@ -1,0 +1,65 @@
+"""The command `moco`: thin, and without torch until a command needs it.
+
+Each command is a module of this package with a function `run`. Results go to standard output,
+progress to standard error. Exit codes: 0 done, 1 the run failed, 2 the call was wrong and nothing
+was begun, 130 interrupted.
+"""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from moco import __version__
+
+COMMANDS = {
+    "pretrain": (
+        "RECIPE --data IMAGES --out RUN",
+        "pre-train on unlabelled images, or go on with --resume RUN",
+    ),
+    "knn": ("RUN [--data IMAGES]", "kNN accuracy of a run's features"),
+    "recipes": ("[NAME]", "recipes and their values"),
+}
+"""What each command takes and does; the module `moco.cli.NAME` runs it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] in (["--version"], ["-V"]):
+        print(f"moco {__version__}")
+        sys.exit(0)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        sys.exit(0)
+    if words[0] not in COMMANDS:
+        _refuse(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    try:
+        sys.exit(importlib.import_module(f"moco.cli.{words[0]}").run(words[1:]))
+    except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
+        _refuse(str(error))
+    except FloatingPointError as error:
+        print(f"moco: the run failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"moco: the run failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("moco: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _help() -> str:
+    commands = "".join(f"  moco {name} {takes}\n      {does}\n" for name, (takes, does) in COMMANDS.items())
+    return (
+        f"moco: Momentum Contrast for unsupervised visual representation learning\n\n{commands}\n"
+        "Each command has --help and --json. A first run needs no images:\n\n"
+        "  moco pretrain demo --out runs/demo"
+    )
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"moco: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,41 @@
+"""`moco knn`: what a run's features are worth without training anything on them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from moco.cli.show import FLAGS, print_table
+
+
+@dataclass(frozen=True)
+class Knn:
+    """kNN accuracy of a run's features on labelled images."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Labelled images, as for pretrain; None takes those the run was trained on."""
+    k: int | None = None
+    """Neighbours that vote; None takes the run's own number."""
+    temperature: float | None = None
+    """Votes weigh exp(similarity / temperature); None takes the run's own."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(Knn, args=words, prog="moco knn", config=FLAGS)
+    from moco.launch import measure_knn
+
+    values = measure_knn(call.run, data=call.data, k=call.k, temperature=call.temperature, device=call.device)
+    if call.json:
+        print(json.dumps(values))
+    else:
+        print(f"kNN accuracy, k = {values['k']}, T = {values['temperature']}, last checkpoint")
+        print_table({name.replace("knn", "trained"): value for name, value in values.items()})
+    return 0

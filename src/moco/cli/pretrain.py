@@ -1,0 +1,125 @@
+"""`moco pretrain`: train on unlabelled images, or go on with a run."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from moco.cli.show import FLAGS, print_table
+from moco.recipe import Recipe
+from moco.recipe_file import read
+from moco.recipes import RECIPES, get
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Pre-train on unlabelled images; the same command again goes on where it stopped."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: str
+    """A folder of images, an .npz or .npy file, a folder with CIFAR, torchvision:NAME:FOLDER,
+    procedural or digits."""
+    out: Path
+    """The run folder. An existing one is continued if it holds this very run, else refused."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    workers: int = 2
+    """Threads that decode image files."""
+    tensorboard: bool = False
+    """Also write TensorBoard events into the run folder (needs the extra "tensorboard")."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a run, from its newest whole checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    workers: int = 2
+    """Threads that decode image files."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    if words[:1] == ["--resume"]:
+        return _resume(words[1:])
+    embedded: dict[str, Any] = {}
+    if words[:1] == ["--from"]:
+        if len(words) < 2:
+            raise ValueError("--from takes the recipe.toml of a run")
+        (base, run), words = read(Path(words[1])), words[2:]
+        embedded = {"data": run["data"]} if "data" in run else {}
+    elif words and not words[0].startswith("-"):
+        base, words = get(words[0]), words[1:]
+    else:
+        base = get("cpu")
+    if base.name == "demo":
+        embedded.setdefault("data", "procedural")
+    default = Pretrain(recipe=base, **({"data": tyro.MISSING, "out": tyro.MISSING} | embedded))
+    call = tyro.cli(
+        Pretrain,
+        default=default,
+        args=words,
+        prog=f"moco pretrain [{' | '.join(RECIPES)} | --from TOML | --resume RUN]",
+        config=FLAGS,
+    )
+    from moco.launch import pretrain
+
+    observers = _tensorboard(call.out) if call.tensorboard else []
+    with _terminal() as terminal:
+        result = pretrain(
+            call.recipe,
+            data=call.data,
+            out=call.out,
+            device=call.device,
+            workers=call.workers,
+            observers=[terminal, *observers],
+        )
+    _report(result, as_json=call.json)
+    return 0
+
+
+def _resume(words: list[str]) -> int:
+    call = tyro.cli(Resume, args=words, prog="moco pretrain --resume", config=FLAGS)
+    from moco.launch import resume
+
+    with _terminal() as terminal:
+        result = resume(call.run, device=call.device, workers=call.workers, observers=[terminal])
+    _report(result, as_json=call.json)
+    return 0
+
+
+def _report(result: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dataclasses.asdict(result)))
+        return
+    print(f"{result.steps:,} steps, {result.seconds:.0f} s: loss {result.loss:.3f}, "
+          f"pretext accuracy {100 * result.accuracy:.1f} %")  # fmt: skip
+    if result.knn:
+        print(
+            f"kNN accuracy, % (k = {result.knn['k']}, T = {result.knn['temperature']}, last step; on the "
+            "test images, or on every fifth image where there are none):"
+        )
+        print_table(result.knn)
+    print(f"{result.out}: backbone.safetensors, curves.png, views.png, journal.jsonl, recipe.toml")
+
+
+def _terminal() -> Any:
+    from moco.console import Terminal
+
+    return Terminal()
+
+
+def _tensorboard(out: Path) -> list[Any]:
+    from moco.tensorboard import TensorBoard
+
+    return [TensorBoard(out)]

@@ -1,0 +1,20 @@
+"""What commands share: how flags are made, and tables for a terminal."""
+
+import tyro
+
+FLAGS = (tyro.conf.AvoidSubcommands,)
+
+
+def print_table(values: dict[str, float]) -> None:
+    """Rows of features, columns of layers."""
+    names = {
+        "trained": "trained by momentum contrast",
+        "untrained": "same network, untrained",
+        "raw_pixels": "raw pixels",
+    }
+    print(f"  {'':30}{'trunk':>8}{'head output':>14}")
+    for row, label in names.items():
+        if row in values:
+            print(f"  {label:30}{values[row]:8.2f}")
+        elif f"{row}_trunk" in values:
+            print(f"  {label:30}{values[f'{row}_trunk']:8.2f}{values[f'{row}_output']:14.2f}")
