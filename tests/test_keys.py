@@ -109,3 +109,30 @@ def test_tied_keys_own_no_parameters():
     f_q = tiny_encoder()
     assert not list(TiedKeys(f_q).parameters())
     assert TiedKeys(f_q).state_dict() == {}
+
+
+def test_shuffling_closes_the_channel_through_which_the_pretext_task_leaks():
+    """Without it, what a group mate does to a query it also does to the key: a signature they share.
+
+    MoCo, Section 3.3: "the intra-batch communication among samples (caused by BN) leaks information".
+    """
+
+    def effect_of_replacing_the_mates(shuffle):
+        f_q = tiny_encoder(dim=16, bn_group=2).train()
+        keys = MomentumKeys(f_q, 0.9, shuffle=shuffle).train()
+        generator = torch.Generator().manual_seed(0)
+        images, others, *noises = torch.randn(4, 16, 3, 16, 16, generator=generator, dtype=torch.float64)
+        replaced = torch.where(torch.arange(16)[:, None, None, None] % 2 == 1, others, images)
+        parted = torch.arange(16).view(8, 2).T.reshape(-1)  # even images together, odd images together
+        q, k = [], []
+        with torch.no_grad():
+            for batch in images, replaced:
+                q.append(f_q(batch + 0.1 * noises[0])[::2])
+                k.append(keys.encode(batch + 0.1 * noises[1], None, parted, Solo())[::2])
+        return q[1] - q[0], k[1] - k[0]
+
+    dq, dk = effect_of_replacing_the_mates(shuffle=False)
+    assert torch.cosine_similarity(dq, dk).mean() > 0.5
+    dq, dk = effect_of_replacing_the_mates(shuffle=True)
+    assert dq.norm(dim=1).min() > 0.05  # the query still hears of its mate
+    assert torch.equal(dk, torch.zeros_like(dk))  # the key does not: there is nothing to match
