@@ -1,6 +1,6 @@
 """Time and memory of the method's own parts against their naive forms, as ratios within one run.
 
-    python benchmarks/method.py [loss | ema | ema-resnet18 | enqueue] [--rounds 9]
+    python benchmarks/method.py [loss | ema | ema-resnet18 | ema-resnet50 | enqueue] [--rounds 9]
 
 Variants alternate within every round; printed are the median of the per-round ratios and its 10th
 and 90th percentile, after the values of both have been compared.
@@ -122,8 +122,8 @@ def memory(field: str) -> float:
     return int(status.partition(f"{field}:")[2].split()[0]) / 1024
 
 
-def bench_ema(rounds: int, arch: str = "resnet50") -> dict[str, float]:
-    trunk = resnet(arch)
+def bench_ema(rounds: int, arch: str, width: int | None = None) -> dict[str, float]:
+    trunk = resnet(arch, width=width)
     f_q = Encoder(trunk, nn.Linear(trunk.features, 128)).to(memory_format=torch.channels_last)
     keys = MomentumKeys(f_q, 0.999)
     naive_f_k = MomentumKeys(f_q, 0.999).f_k
@@ -157,8 +157,9 @@ def bench_enqueue(rounds: int) -> dict[str, float]:
 def main() -> None:
     benches: dict[str, Callable[[int], dict[str, float]]] = {
         "loss": bench_loss,
-        "ema": bench_ema,
+        "ema": functools.partial(bench_ema, arch="resnet10", width=16),  # that of recipe cpu
         "ema-resnet18": functools.partial(bench_ema, arch="resnet18"),
+        "ema-resnet50": functools.partial(bench_ema, arch="resnet50"),
         "enqueue": bench_enqueue,
     }
     parser = argparse.ArgumentParser(description=__doc__)
