@@ -34,10 +34,11 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_and_recipes_exist(path):
+    from moco.cli import COMMANDS
     from moco.recipes import RECIPES
 
-    for command, word in re.findall(r"^(?:\$ )?moco (\w+) ?([\w-]*)", path.read_text(), re.M):
-        assert command in ("pretrain", "knn", "recipes"), command
+    for command, word in re.findall(r"^(?:\$ |\| `)?moco ([\w-]+) ?([\w-]*)", path.read_text(), re.M):
+        assert command in COMMANDS, command
         assert command != "pretrain" or word.startswith("-") or word in RECIPES, word
 
 

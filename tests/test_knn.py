@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from moco.build import build_encoder, labelled, resolve
+from moco.build import build_encoder, resolve
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
 from moco.evaluate.knn import accuracy, knn, knn_predict
+from moco.images import labelled
 from tiny import tiny_data, tiny_recipe
 
 CPU = torch.device("cpu")

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from moco import recipe
-from moco.build import Data, labelled, resolve
+from moco.build import resolve
 from moco.data.augmentation import SMALL, V1, V2, Augmentation
 from moco.data.procedural import procedural
 from moco.evaluate.features import calibrate, pixels
 from moco.evaluate.knn import accuracy, knn
+from moco.images import Data, labelled
 from moco.recipe import InBatch, MomentumKeys, MomentumQueue, TiedKeys
 from moco.training.step import step
 from moco.world import Solo

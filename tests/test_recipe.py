@@ -4,9 +4,10 @@ import pytest
 import tomli_w
 
 from moco import recipe, recipe_file
-from moco.build import Data, build_dictionary, resolve
+from moco.build import build_dictionary, resolve
 from moco.data.augmentation import SMALL
 from moco.data.source import ArraySource
+from moco.images import Data
 from moco.recipe import Recipe
 from moco.recipes import RECIPES, get
 from tiny import CPU, tiny_data, tiny_recipe, tiny_run

@@ -7,10 +7,11 @@ import torch
 
 from moco import recipe
 from moco.batch import Batch
-from moco.build import Data, build, resolve
+from moco.build import build, resolve
 from moco.data.augmentation import SMALL
 from moco.data.procedural import procedural
 from moco.encoder import Encoder, head, trunk
+from moco.images import Data
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Run
 from moco.world import Solo

@@ -3,30 +3,21 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moco import chance, dictionary, encoder, keys, loss, recipe
-from moco.data.loader import Loader, measure, plain_batches
-from moco.data.source import Source
+from moco.data.loader import Loader, measure
 from moco.data.views import Views
-from moco.evaluate.knn import Labelled, knn
+from moco.evaluate.diagnostics import diagnose, trend
+from moco.evaluate.knn import knn
+from moco.images import Data, labelled, pairs
 from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
 from moco.training.trainer import Run
 from moco.world import World
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images of a run: what it trains on, and what it may be measured on."""
-
-    train: Source
-    test: Source | None
 
 
 def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.Recipe:
@@ -153,44 +144,6 @@ def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Ca
     return rate
 
 
-def labelled(
-    values: recipe.Recipe,
-    data: Data,
-    device: torch.device,
-    *,
-    bank: int | None = None,
-    queries: int | None = None,
-) -> tuple[Labelled, Labelled] | None:
-    """Bank and queries for kNN in a random but fixed order, or None where there are no labels.
-
-    Without test images every fifth training image is a query and the others are the bank.
-
-    Args:
-        values: how images are prepared, and the seed.
-        data: the images.
-        device: where they are encoded.
-        bank, queries: how many to take; None takes all.
-    """
-    test = data.test if data.test is not None else data.train
-    if data.train.labels is None or test.labels is None:
-        return None
-    held_out = torch.arange(len(data.train)) % 5 == 4 if data.test is None else None
-    views = Views(values.views)
-    chosen = []
-    for source, count, purpose in (data.train, bank, "bank"), (test, queries, "queries"):
-        order = chance.permute(np.arange(len(source)), len(source), values.seed, purpose)
-        indices = torch.from_numpy(order)
-        if held_out is not None:
-            indices = indices[held_out[indices] == (purpose == "queries")]
-        indices = indices[:count]
-        if not len(indices):
-            return None
-        batches = functools.partial(plain_batches, source, views, indices, device=device)
-        assert source.labels is not None
-        chosen.append(Labelled(batches, source.labels[indices]))
-    return chosen[0], chosen[1]
-
-
 def build(
     values: recipe.Recipe,
     data: Data,
@@ -241,9 +194,12 @@ def build(
     monitor = values.monitor
     knn_data = labelled(values, data, device, bank=monitor.bank, queries=monitor.queries)
 
-    def measure_knn(net: encoder.Encoder) -> Iterator[tuple[str, float]]:
+    views_of_held_out = pairs(values, data, device, count=monitor.queries)
+
+    def measure_features(net: encoder.Encoder) -> Iterator[tuple[str, float]]:
         if knn_data is not None:
             yield from knn(net, *knn_data, k=monitor.k, temperature=monitor.temperature)
+        yield from diagnose(net, views_of_held_out())
 
     return Run(
         f_q=f_q,
@@ -259,7 +215,7 @@ def build(
         steps=steps,
         steps_per_epoch=loader.steps_per_epoch,
         batch_size=values.batch,
-        measure=measure_knn,
+        measure=measure_features,
         measure_every=values.monitor.every,
         interpreter=_interpreter(values),
         checkpoints=checkpoints,
@@ -289,4 +245,4 @@ def _interpreter(values: recipe.Recipe) -> Interpreter:
             negatives, filled = values.batch - 1, None
         case recipe.MemoryBank(size):
             negatives, filled = size, None
-    return Interpreter(negatives if isinstance(values.loss, recipe.InfoNCE) else None, filled)
+    return Interpreter(negatives if isinstance(values.loss, recipe.InfoNCE) else None, filled, trend)

@@ -11,7 +11,7 @@ import torch
 
 import moco
 from moco import recipe_file
-from moco.build import Data, build, build_encoder, labelled, resolve
+from moco.build import build, build_encoder, resolve
 from moco.data.loader import Loader
 from moco.data.open import EMBEDDED, open_source
 from moco.data.views import Views
@@ -19,6 +19,7 @@ from moco.encoder import Encoder
 from moco.evaluate.features import calibrate, pixels
 from moco.evaluate.knn import accuracy, knn
 from moco.export.backbone import backbone_bytes
+from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_curves, plot_views
@@ -142,7 +143,7 @@ def trained_encoder(out: Path, device: torch.device) -> Encoder:
         FileNotFoundError: if the folder holds no run, or no checkpoint yet.
     """
     values, run = read_run(out)
-    found = Checkpoints(out / "checkpoints").load(device)
+    found = Checkpoints(out / "checkpoints").load(device, resuming=False)
     if found is None:
         raise FileNotFoundError(f"{out} has no checkpoint yet")
     encoder = build_encoder(values, run["channels"]).to(device)
@@ -206,6 +207,21 @@ def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tupl
         yield f"untrained_{layer.removeprefix('knn_')}", value
 
 
+def backbone_about(values: Recipe, channels: int) -> dict[str, Any]:
+    """What a backbone file says about itself: how to rebuild the network, and how to feed it."""
+    return {
+        "arch": values.encoder.arch,
+        "width": values.encoder.width,
+        "stem": values.encoder.stem,
+        "channels": channels,
+        "size": values.views.eval_size or values.views.size,
+        "mean": values.views.mean,
+        "std": values.views.std,
+        "recipe": values.name,
+        "moco": moco.__version__,
+    }
+
+
 def _run(
     values: Recipe,
     spec: str,
@@ -262,17 +278,7 @@ def _finish(
     say: Callable[[str], None],
 ) -> Result:
     """Write the backbone, the last measurements, the curves and the result."""
-    about = {
-        "arch": values.encoder.arch,
-        "width": values.encoder.width,
-        "stem": values.encoder.stem,
-        "channels": data.train.channels,
-        "size": values.views.eval_size or values.views.size,
-        "mean": values.views.mean,
-        "std": values.views.std,
-        "recipe": values.name,
-        "moco": moco.__version__,
-    }
+    about = backbone_about(values, data.train.channels)
     write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
     table: dict[str, float] = {}
     if (sets := labelled(values, data, device)) is not None:

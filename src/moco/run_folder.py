@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from moco import __version__, recipe_file
-from moco.build import Data
+from moco.images import Data
 from moco.recipe import Recipe
 
 

@@ -19,6 +19,12 @@ COMMANDS = {
         "pre-train on unlabelled images, or go on with --resume RUN",
     ),
     "knn": ("RUN [--data IMAGES]", "kNN accuracy of a run's features"),
+    "linear": ("RUN [--data IMAGES]", "linear classification on frozen features"),
+    "few-labels": ("RUN [--data IMAGES]", "accuracy with few labels, over repeated splits"),
+    "finetune": ("RUN [--data IMAGES]", "train the whole network with labels"),
+    "supervised": ("RUN [--data IMAGES]", "the supervised counterpart of a run"),
+    "diagnose": ("RUN [--data IMAGES]", "how the features do, without labels"),
+    "verdict": ("RUN [--data IMAGES]", "was it worth it? all of the above, in one sentence"),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if words[0] not in COMMANDS:
         _refuse(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
     try:
-        sys.exit(importlib.import_module(f"moco.cli.{words[0]}").run(words[1:]))
+        sys.exit(importlib.import_module(f"moco.cli.{words[0].replace('-', '_')}").run(words[1:]))
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
         _refuse(str(error))
     except FloatingPointError as error:

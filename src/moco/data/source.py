@@ -53,7 +53,7 @@ class ArraySource(Source):
 
     Args:
         pixels: (N, channels, H, W) uint8.
-        labels: (N,) class of each image, or None.
+        labels: (N,) class of each image, -1 where it is not known, or None.
         name: what to call it.
         classes: names of the classes; numbers when not given.
 
@@ -74,9 +74,9 @@ class ArraySource(Source):
                 f"an image array must be uint8 of shape (images, channels, height, width), "
                 f"got {str(pixels.dtype).removeprefix('torch.')} of shape {tuple(pixels.shape)}"
             )
-        if labels is not None and (tuple(labels.shape) != (len(pixels),) or (labels < 0).any()):
+        if labels is not None and (tuple(labels.shape) != (len(pixels),) or (labels.long() < -1).any()):
             raise ValueError(
-                f"labels must be one class number from 0 per image, got an array of shape "
+                f"labels must be one class number from 0 per image, or -1 for none, got an array of shape "
                 f"{tuple(labels.shape)} for {len(pixels)} images"
             )
         self.pixels = pixels
@@ -152,7 +152,7 @@ class DatasetSource(Source):
 
     Args:
         dataset: has a length; its items hold a PIL image first and an integer label second.
-        labels: (N,) class of each image, or None.
+        labels: (N,) class of each image, -1 where it is not known, or None.
         name: what to call it.
     """
 

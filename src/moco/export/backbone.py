@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -33,8 +33,11 @@ def backbone_metadata(path: str | Path) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with safe_open(str(path), framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("moco", "{}"))
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("moco", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from None
     if "arch" not in about:
         raise ValueError(f"{path} does not say which architecture it holds; was it saved by moco?")
     return about

@@ -53,10 +53,10 @@ def plot_curves(
             " queue filled", (interpreter.filled_at / per_epoch, 0.02),
             xycoords=("data", "axes fraction"), color=_GREY, fontsize=8,
         )  # fmt: skip
-    _label(axes[0], "loss", "nats")
+    label_axis(axes[0], "loss", "nats")
     axes[1].plot(epochs, [100 * row["accuracy"] for row in steps], color=_ORANGE)
     axes[1].set_ylim(0, 100)
-    _label(axes[1], "pretext accuracy", "% of queries that find their key")
+    label_axis(axes[1], "pretext accuracy", "% of queries that find their key")
     if measured:
         at = [row["epoch"] for row in measured]
         for layer, colour in ("trunk", _GREEN), ("output", _ORANGE):
@@ -69,9 +69,9 @@ def plot_curves(
             if name in baselines:
                 axes[2].axhline(baselines[name], color=_GREY, linestyle=style, label=name.replace("_", " "))
         axes[2].legend(fontsize=8, frameon=False)
-        _label(axes[2], "kNN accuracy", "%")
+        label_axis(axes[2], "kNN accuracy", "%")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_views(path: Path, loader: Loader, *, count: int = 12) -> None:
@@ -90,19 +90,20 @@ def plot_views(path: Path, loader: Loader, *, count: int = 12) -> None:
             axis.set_yticks([])
             if column == 0:
                 axis.set_ylabel(name)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())
 
 
-def _label(axis: Axes, title: str, unit: str) -> None:
+def label_axis(axis: Axes, title: str, unit: str, *, x: str = "epoch") -> None:
+    """Title, units and a light grid."""
     axis.set_title(title, fontsize=11)
-    axis.set_xlabel("epoch")
+    axis.set_xlabel(x)
     axis.set_ylabel(unit)
     axis.grid(alpha=0.25)
     for side in "top", "right":

@@ -52,12 +52,20 @@ class Checkpoints:
             self._path(old).with_suffix(".json").unlink(missing_ok=True)
             self._path(old).unlink(missing_ok=True)
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[int, dict[str, Any]] | None:
-        """The newest whole checkpoint's step and state, or None if there is none."""
+    def load(
+        self, device: torch.device | str = "cpu", *, resuming: bool = True
+    ) -> tuple[int, dict[str, Any]] | None:
+        """The newest whole checkpoint's step and state, or None if there is none.
+
+        Args:
+            device: where the tensors go.
+            resuming: say what will keep a resumed run from an undisturbed one's bits.
+        """
         for step in reversed(self._steps()):
             path = self._path(step)
             if (damage := self._damage(path)) is None:
-                self._compare(path)
+                if resuming:
+                    self._compare(path)
                 return step, torch.load(path, map_location=device, weights_only=True)
             self.say(f"checkpoint {path.name} is passed over: {damage}; trying the one before")
         return None

@@ -1,7 +1,7 @@
 """Says what the loss means, because what users ask most about it is "is this normal?"."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 ROWS_AT_REST = 5  # journal rows that must agree before an alarm
@@ -16,13 +16,21 @@ class Interpreter:
     Args:
         negatives: K, keys each query is told apart from; None for a loss without the ln(1 + K) line.
         filled_at: step after which the queue holds no random initial key; None without a queue.
+        trend: what the label-free diagnostics so far say about going on.
     """
 
-    def __init__(self, negatives: int | None, filled_at: int | None):
+    def __init__(
+        self,
+        negatives: int | None,
+        filled_at: int | None,
+        trend: Callable[[Sequence[dict[str, Any]]], str] | None = None,
+    ):
         self.guessing = math.log(1 + negatives) if negatives is not None else None
         self.negatives, self.filled_at = negatives, filled_at
         self.filled = self.alarmed_rest = self.alarmed_collapse = False
         self.recent: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
+        self.trend, self.said = trend, ""
 
     def introduction(self) -> list[str]:
         """What to expect, before the first step."""
@@ -38,6 +46,8 @@ class Interpreter:
 
     def read(self, row: dict[str, Any]) -> list[str]:
         """What a new row means, if anything."""
+        if "retrieval" in row:
+            return self._read_diagnostics(row)
         if "loss" not in row:
             return []
         self.recent = [*self.recent[-(ROWS_AT_REST - 1) :], row]
@@ -67,6 +77,19 @@ class Interpreter:
                 "Lower optimizer.lr or raise keys.momentum"
             )
         return notes
+
+    def _read_diagnostics(self, row: dict[str, Any]) -> list[str]:
+        """A sentence when the trend of the label-free diagnostics has changed."""
+        self.measured.append(row)
+        if self.trend is None or (now := self.trend(self.measured)) == self.said:
+            return []
+        before, self.said = self.said, now
+        if not before:
+            return []  # nothing can be said of the first measurement
+        return [
+            f"label-free diagnostics: {now} (two-view retrieval {row['retrieval']:.1f} %, "
+            f"RankMe {row['rankme']:.1f}, deviation {row['deviation']:.2f})"
+        ]
 
     def replay(self, rows: Iterable[dict[str, Any]]) -> None:
         """Take up the state after these rows."""

@@ -1,0 +1,58 @@
+"""`moco few-labels`: accuracy when only a few images have labels."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from moco.cli.show import FLAGS
+
+
+@dataclass(frozen=True)
+class FewLabels:
+    """Accuracy with 1, 5, 10 and 50 labels per class, and with 1 and 10 % of all."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Labelled images, as for pretrain; None takes those the run was trained on."""
+    per_class: tuple[int, ...] = (1, 5, 10, 50)
+    """Labels per class."""
+    share: tuple[float, ...] = (0.01, 0.1)
+    """Shares of all labels."""
+    repeats: int = 10
+    """Splits of each amount."""
+    finetune: bool = False
+    """Train the whole network instead of a logistic regression on frozen features."""
+    weights: str | None = None
+    """Measure these instead of the run's: untrained, another run, a backbone.safetensors, or
+    torchvision/NAME:FILE or timm/NAME:FILE."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(FewLabels, args=words, prog="moco few-labels", config=FLAGS)
+    from moco.assess import few_labels
+    from moco.evaluate.fewlabel import Amount
+    from moco.starts import choose_start, open_setting
+
+    amounts = [Amount(per_class=n) for n in call.per_class] + [Amount(share=s) for s in call.share]
+    setting = open_setting(call.run, call.data, device=call.device)
+    start = choose_start(setting, call.weights)
+    way = "fine-tuned" if call.finetune else "logistic regression on frozen features"
+    print(f"{start.name}, {way}, {call.repeats} splits of each amount", file=sys.stderr)
+    curve = few_labels(setting, start, amounts=amounts, repeats=call.repeats, by_finetuning=call.finetune)
+    if call.json:
+        rows = [{"amount": p.amount, "labels": p.labels, **p.top1._asdict()} for p in curve]
+        print(json.dumps({"start": start.name, "fine_tuned": call.finetune, "curve": rows}))
+        return 0
+    print(f"top-1, % (mean and 95 % interval over {call.repeats} splits)")
+    for point in curve:
+        print(f"  {point.amount:>14}  {point.labels:>9,} labels  {point.top1}")
+    return 0

@@ -1,0 +1,74 @@
+"""`moco finetune`: train a run's whole network with labels."""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from moco.cli.show import FLAGS
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Train trunk and classifier end to end; values that are not given are those of the protocol."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    data: str | None = None
+    """Labelled images, as for pretrain; None takes those the run was trained on."""
+    protocol: Literal["imagenet", "inaturalist", "supervised"] = "imagenet"
+    """imagenet: the paper's Appendix A.7; inaturalist: A.6; supervised: the usual training from scratch."""
+    lr: float | None = None
+    """Learning rate of a batch of 256."""
+    epochs: int | None = None
+    batch: int | None = None
+    weight_decay: float | None = None
+    schedule: Literal["step", "cosine"] | None = None
+    weights: str | None = None
+    """Begin from these instead of the run's: untrained, another run, a backbone.safetensors, or
+    torchvision/NAME:FILE or timm/NAME:FILE."""
+    out: Path | None = None
+    """Keep checkpoints here, so that the same command goes on after a stop."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def chosen(call: Any) -> Any:
+    """The protocol a call names, with the values it gives."""
+    import dataclasses
+
+    from moco.evaluate.finetune import PROTOCOLS
+
+    given = {name: getattr(call, name) for name in ("lr", "epochs", "batch", "weight_decay", "schedule")}
+    return dataclasses.replace(
+        PROTOCOLS[call.protocol], **{name: value for name, value in given.items() if value is not None}
+    )
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(Finetune, args=words, prog="moco finetune", config=FLAGS)
+    from moco.assess import finetune
+    from moco.starts import choose_start, open_setting
+
+    protocol = chosen(call)
+    setting = open_setting(call.run, call.data, device=call.device)
+    start = choose_start(setting, call.weights)
+    row: dict[str, float] = {}
+    for row in finetune(setting, start, protocol, folder=call.out):
+        print(
+            f"epoch {row['epoch']}/{protocol.epochs}  loss {row['loss']:.3f}  top-1 {row['top1']:.2f} %",
+            file=sys.stderr,
+        )
+    if not row:
+        raise ValueError(f"{call.out} holds a training that is finished already")
+    if call.json:
+        print(json.dumps({"start": start.name, **row}))
+    else:
+        print(f"{start.name}, fine-tuned: top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} %")
+    return 0

@@ -1,0 +1,181 @@
+"""Did pre-training help? One sentence and the evidence for it, from few-label curves on shared splits."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from moco import chance
+from moco.evaluate.fewlabel import Interval, Point, Worth, interval, worth
+
+Outcome = Literal["it helped", "it depends", "no difference shown", "it did not help"]
+_RESAMPLES = 1000
+
+
+class Contender(NamedTuple):
+    """Something to start from, and how good it is at each amount of labels."""
+
+    name: str
+    curve: list[Point]
+
+
+class Verdict(NamedTuple):
+    """The answer.
+
+    Attributes:
+        outcome: in three words.
+        sentence: for a person who will act on it.
+        evidence: the comparisons behind it, one sentence each.
+    """
+
+    outcome: Outcome
+    sentence: str
+    evidence: list[str]
+
+
+def best(contenders: Sequence[Contender]) -> Contender:
+    """The one with the highest mean accuracy over the amounts of labels they have in common.
+
+    Raises:
+        ValueError: if there is none, or none in common.
+    """
+    if not contenders:
+        raise ValueError("a verdict needs something to compare with")
+    common = set.intersection(*({point.labels for point in c.curve} for c in contenders))
+    if not common:
+        names = " and ".join(c.name for c in contenders)
+        raise ValueError(f"{names} were not measured with the same amounts of labels")
+    return max(contenders, key=lambda c: statistics.fmean(p.top1.mean for p in c.curve if p.labels in common))
+
+
+def difference(ours: Point, other: Point) -> Interval:
+    """Our accuracy minus the other's, in points, paired over the splits both were measured on."""
+    count = min(len(ours.top1.values), len(other.top1.values))
+    return interval([a - b for a, b in zip(ours.top1.values[:count], other.top1.values[:count], strict=True)])
+
+
+def judge(
+    ours: Sequence[Contender],
+    without: Sequence[Contender],
+    others: Sequence[Contender] = (),
+    *,
+    seed: int = 0,
+) -> Verdict:
+    """Compare a pre-trained backbone with what one could do without pre-training on these images.
+
+    A difference counts where its 95 % interval over the splits leaves out zero. The best way with the
+    backbone is compared with the best way without it, each chosen by its mean over the amounts of labels
+    that all its rivals were measured with.
+
+    Args:
+        ours: ways to use the pre-trained backbone, such as frozen and fine-tuned.
+        without: untrained network, raw pixels, training from scratch.
+        others: weights from elsewhere, which one could use instead.
+        seed: of the resampling behind the interval of the factor.
+
+    Raises:
+        ValueError: if there is nothing to compare with, or no amount of labels in common.
+    """
+    chosen, reference = best(ours), best(without)
+    evidence = []
+    for other in (*without, *others):
+        for mine, theirs in _shared(chosen, other):
+            gap = difference(mine, theirs)
+            evidence.append(
+                f"{mine.amount} ({mine.labels:,} labels): {mine.top1.mean:.1f} % against "
+                f"{theirs.top1.mean:.1f} % with {other.name}, {gap.mean:+.1f} points "
+                f"(95 % interval {gap.low:+.1f} to {gap.high:+.1f})"
+            )
+    better, worse, pairs = _compare(chosen, reference)
+    if better and worse:
+        outcome: Outcome = "it depends"
+        sentence = (
+            f"It depends on the labels: with {better[0][0].amount} this backbone is better than "
+            f"{reference.name}, with {worse[0][0].amount} worse."
+        )
+    elif better:
+        outcome, sentence = "it helped", _helped(chosen, reference, better, seed)
+    elif worse:
+        outcome = "it did not help"
+        mine, theirs = worse[-1]
+        sentence = (
+            f"It did not help: with {mine.amount} it reaches {mine.top1.mean:.1f} % and "
+            f"{reference.name} {theirs.top1.mean:.1f} %; use {reference.name}, "
+            "or pre-train longer or on more images."
+        )
+    else:
+        outcome = "no difference shown"
+        gaps = [difference(*pair) for pair in pairs]
+        sentence = (
+            f"No difference shown: against {reference.name} the gap lies between "
+            f"{min(g.low for g in gaps):+.1f} and {max(g.high for g in gaps):+.1f} points at every amount of "
+            "labels tried; more test images, more repeats or longer pre-training would be needed to see one."
+        )
+    for other in others:
+        theirs_better, theirs_worse, _ = _compare(other, chosen)
+        if theirs_better and not theirs_worse:
+            sentence += f" But {other.name} is better: use that, or begin from it."
+    return Verdict(outcome, sentence, evidence)
+
+
+def _shared(ours: Contender, other: Contender) -> list[tuple[Point, Point]]:
+    theirs = {point.labels: point for point in other.curve}
+    return [(point, theirs[point.labels]) for point in ours.curve if point.labels in theirs]
+
+
+def _compare(ours: Contender, other: Contender):
+    """Amounts at which we are better, those at which we are worse, and all that were compared."""
+    pairs = _shared(ours, other)
+    if not pairs:
+        raise ValueError(f"{ours.name} and {other.name} were not measured with the same amounts of labels")
+    better = [pair for pair in pairs if difference(*pair).low > 0]
+    worse = [pair for pair in pairs if difference(*pair).high < 0]
+    return better, worse, pairs
+
+
+def _helped(ours: Contender, reference: Contender, better: list[tuple[Point, Point]], seed: int) -> str:
+    """What the gain is worth in labels, at the amount whose factor is the middle one."""
+    known = worth([mine for mine, _ in better], reference.curve)
+    if not known:
+        mine, theirs = better[0]
+        return (
+            f"It helped: with {mine.amount} this backbone reaches {mine.top1.mean:.1f} % and "
+            f"{reference.name} {theirs.top1.mean:.1f} %."
+        )
+    chosen = sorted(known, key=lambda w: w.factor)[(len(known) - 1) // 2]
+    start = "It helped: pre-training on these images is worth "
+    if chosen.at_least:
+        return (
+            f"{start}more than {chosen.factor:.1f} times the labels: with {chosen.labels:,} "
+            f"({chosen.amount}) this backbone is better than {reference.name} with {chosen.equals:,.0f}, "
+            "the most that was tried."
+        )
+    low, high = factor_interval(ours, reference, chosen, seed=seed)
+    return (
+        f"{start}{chosen.factor:.1f} times the labels (95 % interval {low:.1f} to {high:.1f}): "
+        f"{chosen.labels:,} ({chosen.amount}) with this backbone do what "
+        f"{chosen.equals:,.0f} do with {reference.name}, the best way without it."
+    )
+
+
+def factor_interval(
+    ours: Contender, reference: Contender, at: Worth, *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a worth factor, resampling the splits of both curves together."""
+    (mine,) = (point for point in ours.curve if point.labels == at.labels)
+    count = min(len(point.top1.values) for point in (mine, *reference.curve))
+    draws = torch.randint(count, (_RESAMPLES, count), generator=chance.generator(seed, "worth"))
+    factors = []
+    for draw in draws.tolist():
+        curve = [_resample(point, draw) for point in reference.curve]
+        factors += [w.factor for w in worth([_resample(mine, draw)], curve)]
+    if not factors:
+        return at.factor, at.factor
+    factors.sort()
+    return factors[int(0.025 * len(factors))], factors[int(0.975 * (len(factors) - 1))]
+
+
+def _resample(point: Point, draw: list[int]) -> Point:
+    mean = statistics.fmean(point.top1.values[i] for i in draw)
+    return point._replace(top1=Interval(mean, mean, mean, ()))

@@ -1,0 +1,137 @@
+"""The images of a run, in the forms in which it trains on them and is measured on them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco import chance, recipe
+from moco.data.crops import crop_batches
+from moco.data.loader import Loader, plain_batches
+from moco.data.source import Source
+from moco.data.views import Views
+from moco.evaluate.knn import Labelled
+
+_PAIRS = 200  # pairs of views encoded at once
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run: what it trains on, and what it may be measured on."""
+
+    train: Source
+    test: Source | None
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some labelled images of a source.
+
+    Attributes:
+        source: holds them.
+        indices: (M,) which they are.
+        labels: (M,) their classes.
+    """
+
+    source: Source
+    indices: Tensor
+    labels: Tensor
+
+    def plain(self, values: recipe.Recipe, device: torch.device) -> Labelled:
+        """Unaugmented, normalised, in the order of the indices."""
+        views = Views(values.views)
+        return Labelled(
+            functools.partial(plain_batches, self.source, views, self.indices, device=device), self.labels
+        )
+
+    def crops(
+        self,
+        values: recipe.Recipe,
+        device: torch.device,
+        *,
+        batch: int,
+        drop_last: bool = False,
+        seed: int = 0,
+    ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+        """Epoch to batches of random crops, mirrored, of the size at which features are measured."""
+        views = dataclasses.replace(
+            values.views, size=values.views.eval_size or values.views.size, scale=(0.08, 1.0)
+        )
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            return crop_batches(
+                self.source, Views(views), self.indices, self.labels,
+                epoch=epoch, batch=batch, seed=seed, device=device, drop_last=drop_last,
+            )  # fmt: skip
+
+        return batches
+
+    def take(self, places: Tensor) -> "Portion":
+        """Those at some places."""
+        return Portion(self.source, self.indices[places], self.labels[places])
+
+
+def portions(
+    data: Data, seed: int, *, bank: int | None = None, queries: int | None = None
+) -> tuple[Portion, Portion] | None:
+    """Images to learn classes from and images to test on, in a random but fixed order; None without labels.
+
+    Without test images every fifth training image is one and the others are learnt from. Images
+    without a class, whose label is negative, are left out.
+
+    Args:
+        data: the images.
+        seed: keys the order.
+        bank, queries: how many to take of each; None takes all.
+    """
+    test = data.test if data.test is not None else data.train
+    if data.train.labels is None or test.labels is None:
+        return None
+    held_out = torch.arange(len(data.train)) % 5 == 4 if data.test is None else None
+    chosen = []
+    for source, count, purpose in (data.train, bank, "bank"), (test, queries, "queries"):
+        order = chance.permute(np.arange(len(source)), len(source), seed, purpose)
+        indices = torch.from_numpy(order)
+        if held_out is not None:
+            indices = indices[held_out[indices] == (purpose == "queries")]
+        assert source.labels is not None
+        indices = indices[source.labels[indices] >= 0][:count]
+        if not len(indices):
+            return None
+        chosen.append(Portion(source, indices, source.labels[indices]))
+    return chosen[0], chosen[1]
+
+
+def labelled(
+    values: recipe.Recipe,
+    data: Data,
+    device: torch.device,
+    *,
+    bank: int | None = None,
+    queries: int | None = None,
+) -> tuple[Labelled, Labelled] | None:
+    """Bank and queries for kNN: `portions` as the recipe prepares images for measurements."""
+    found = portions(data, values.seed, bank=bank, queries=queries)
+    return None if found is None else (found[0].plain(values, device), found[1].plain(values, device))
+
+
+def pairs(
+    values: recipe.Recipe, data: Data, device: torch.device, *, count: int
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """The pretext task's two views of images, always the same ones, for label-free diagnostics.
+
+    They are test images where there are any; else training images, which the network has seen.
+    """
+    source = data.test if data.test is not None else data.train
+    batch = min(_PAIRS, count, len(source))
+    loader = Loader(source, Views(values.views), batch, seed=values.seed, device=device)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for found in loader.stream(0, min(count, len(source)) // batch):
+            yield found.views[0], found.views[1]
+
+    return batches

@@ -1,0 +1,213 @@
+"""`moco verdict`: every protocol at once, against every counterpart, ending in one sentence."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from moco.assess import DIAGNOSTIC_IMAGES, Say, by_training, counterpart, raw_pixels, supervised
+from moco.evaluate.diagnostics import diagnose
+from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
+from moco.evaluate.knn import accuracy
+from moco.evaluate.logistic import fit_predict
+from moco.evaluate.verdict import Contender, judge
+from moco.images import pairs
+from moco.report.few_labels import plot_few_labels
+from moco.starts import Setting, Start, other_start, trained_start, untrained_start
+from moco.training.checkpoint import write_atomically
+
+TRAINED_REPEATS = 3
+TRAINED_LABELS = 1000  # more labels than these are not fine-tuned on repeatedly
+
+
+@dataclasses.dataclass
+class Row:
+    """One start under every protocol; percent of test images.
+
+    Attributes:
+        name: of the start.
+        knn_trunk, knn_output: kNN on trunk features and head output; None without a head of worth.
+        linear: logistic regression on the trunk features, all labels.
+        right: (Q,) which test images that classifier gets right.
+        curve: logistic regression on frozen features, few labels.
+        trained: fine-tuning, few labels.
+    """
+
+    name: str
+    knn_trunk: float
+    knn_output: float | None
+    linear: float
+    right: Tensor
+    curve: list[Point]
+    trained: list[Point]
+
+
+def verdict(
+    setting: Setting,
+    *,
+    others: Sequence[str] = (),
+    with_supervised: bool = True,
+    finetune: bool = True,
+    amounts: Sequence[Amount] = AMOUNTS,
+    repeats: int = 10,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Measure a run against its counterparts and say what it is worth.
+
+    Writes `verdict.json` and `verdict.png` into the run's folder, at the end and whole.
+
+    Args:
+        setting: the run and the labelled images.
+        others: weights from elsewhere, as for `moco.starts.other_start`.
+        with_supervised: also train the same network on the same images with their labels, for as many
+            epochs as the run, into the run's folder `supervised`; done once.
+        finetune: also fine-tune on few labels, from the run and from scratch.
+        amounts: of labels.
+        repeats: splits of each amount; fine-tuning takes the first three.
+        say: told what is going on.
+
+    Returns:
+        What `verdict.json` holds.
+
+    Raises:
+        ValueError: if there are fewer than two repeats, or weights do not fit.
+    """
+    if repeats < 2:
+        raise ValueError(f"a verdict needs at least 2 repeats, whose spread is its evidence, got {repeats}")
+    started = time.perf_counter()
+    ours, untrained = trained_start(setting), untrained_start(setting)
+    elsewhere = [other_start(setting, path) for path in others]
+    options: dict[str, Any] = {"amounts": amounts, "repeats": repeats, "seed": setting.values.seed}
+    rows = {}
+    for start in (ours, untrained, *elsewhere):
+        say(f"{start.name}: features, kNN and logistic regression")
+        rows[start.name] = measure(setting, start, **options)
+    say("raw pixels")
+    rows["raw pixels"] = _raw_row(setting, **options)
+    supervised_top1 = None
+    if with_supervised:
+        folder = setting.out / "supervised"
+        supervised_top1 = supervised(setting, folder, counterpart(setting), say=say)[-1]["top1"]
+        start = other_start(setting, str(folder), name="supervised, all labels")
+        rows[start.name] = measure(setting, start, curve=False, **options)
+    if finetune:
+        few = [a for a in amounts if _count(setting, a) <= TRAINED_LABELS]
+        for start in ours, untrained:
+            say(f"{start.name}: fine-tuning on few labels")
+            rows[start.name].trained = few_label_curve(
+                by_training(setting, start), setting.train.labels, setting.test.labels,
+                amounts=few, repeats=min(repeats, TRAINED_REPEATS), seed=setting.values.seed,
+            )  # fmt: skip
+    say("label-free diagnostics")
+    views = pairs(setting.values, setting.data, setting.device, count=DIAGNOSTIC_IMAGES)
+    found = {start.name: dict(diagnose(start.encoder, views())) for start in (ours, untrained)}
+    result = _conclude(setting, rows, [start.name for start in elsewhere])
+    result |= {
+        "supervised_top1": supervised_top1,
+        "diagnostics": found,
+        "data": setting.spec,
+        "images": len(setting.train.labels),
+        "test_images": len(setting.test.labels),
+        "classes": setting.classes,
+        "knn": {"k": _k(setting), "temperature": setting.values.monitor.temperature},
+        "repeats": repeats,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    plot_few_labels(setting.out / "verdict.png", rows.values(), result["sentence"])
+    write_atomically(setting.out / "verdict.json", json.dumps(result, indent=1).encode())
+    return result
+
+
+def measure(setting: Setting, start: Start, *, curve: bool = True, **options: Any) -> Row:
+    """One start under kNN and logistic regression, with all labels and with few."""
+    train, test = (start.features(p, setting.device) for p in (setting.train, setting.test))
+    output = None
+    if start.head:
+        output = _knn(setting, train.output, test.output)
+    return _row(setting, start.name, train.trunk, test.trunk, output, curve=curve, **options)
+
+
+def _raw_row(setting: Setting, **options: Any) -> Row:
+    train, test = raw_pixels(setting)
+    return _row(setting, "raw pixels", train, test, None, curve=True, **options)
+
+
+def _row(
+    setting: Setting,
+    name: str,
+    train: Tensor,
+    test: Tensor,
+    output: float | None,
+    *,
+    curve: bool,
+    **options: Any,
+) -> Row:
+    labels, answers = setting.train.labels, setting.test.labels
+    right = fit_predict(train[None], labels[None], setting.classes, test)[0] == answers
+    points = few_label_curve(on_features(train, labels, test), labels, answers, **options) if curve else []
+    linear = round(100 * right.double().mean().item(), 3)
+    return Row(name, _knn(setting, train, test), output, linear, right, points, [])
+
+
+def _k(setting: Setting) -> int:
+    return min(setting.values.monitor.k, len(setting.train.labels))
+
+
+def _knn(setting: Setting, train: Tensor, test: Tensor) -> float:
+    value = accuracy(
+        test, setting.test.labels, train, setting.train.labels,
+        k=_k(setting), temperature=setting.values.monitor.temperature,
+    )  # fmt: skip
+    return round(value, 3)
+
+
+def _count(setting: Setting, amount: Amount) -> float:
+    if amount.per_class is not None:
+        return amount.per_class * setting.classes
+    assert amount.share is not None
+    return amount.share * len(setting.train.labels)
+
+
+def _conclude(setting: Setting, rows: dict[str, Row], elsewhere: list[str]) -> dict[str, Any]:
+    mine, untrained, raw = (rows[name] for name in ("momentum contrast", "untrained network", "raw pixels"))
+    ours = [Contender("this backbone", mine.curve)]
+    without = [Contender("an untrained network", untrained.curve), Contender("raw pixels", raw.curve)]
+    if mine.trained:
+        ours.append(Contender("this backbone, fine-tuned", mine.trained))
+        without.append(Contender("training from scratch", untrained.trained))
+    others = [Contender(name, rows[name].curve) for name in elsewhere]
+    judged = judge(ours, without, others, seed=setting.values.seed)
+    evidence = list(judged.evidence)
+    for name, row in rows.items():
+        if row is not mine:
+            gaps = 100 * (mine.right.double() - row.right.double())
+            mean, half = gaps.mean().item(), 1.96 * gaps.std().item() / len(gaps) ** 0.5
+            evidence.append(
+                f"all {len(gaps):,} test images, linear on all labels: {mine.linear:.1f} % against "
+                f"{row.linear:.1f} % with {name}, {mean:+.1f} points (95 % interval {mean - half:+.1f} to "
+                f"{mean + half:+.1f}, paired over the images)"
+            )
+    return {
+        "sentence": judged.sentence,
+        "outcome": judged.outcome,
+        "evidence": evidence,
+        "rows": [_plain(row) for row in rows.values()],
+    }
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """A row for JSON."""
+    points = {
+        kind: [{"amount": p.amount, "labels": p.labels, **p.top1._asdict()} for p in curve]
+        for kind, curve in (("few_labels", row.curve), ("few_labels_fine_tuned", row.trained))
+    }
+    return {
+        "name": row.name,
+        "knn_trunk": row.knn_trunk,
+        "knn_output": row.knn_output,
+        "linear": row.linear,
+        **points,
+    }

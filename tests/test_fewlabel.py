@@ -1,0 +1,173 @@
+"""Few labels: splits, intervals, worth, and the verdict drawn from them."""
+
+import math
+
+import pytest
+import torch
+
+from moco.evaluate.fewlabel import (
+    Amount,
+    Interval,
+    Point,
+    few_label_curve,
+    interval,
+    on_features,
+    split,
+    student,
+    worth,
+)
+from moco.evaluate.verdict import Contender, best, difference, judge
+
+LABELS = torch.arange(300) % 3
+
+
+def test_a_split_has_its_share_of_every_class_and_is_a_keyed_draw():
+    chosen = split(LABELS, Amount(per_class=7), 0)
+    assert torch.bincount(LABELS[chosen]).tolist() == [7, 7, 7]
+    assert len(set(chosen.tolist())) == 21
+    assert torch.equal(chosen, split(LABELS, Amount(per_class=7), 0))
+    assert not torch.equal(chosen, split(LABELS, Amount(per_class=7), 1))
+    assert not torch.equal(chosen, split(LABELS, Amount(per_class=7), 0, seed=1))
+    assert torch.bincount(LABELS[split(LABELS, Amount(share=0.1), 0)]).tolist() == [10, 10, 10]
+    assert torch.bincount(LABELS[split(LABELS, Amount(share=0.001), 0)]).tolist() == [1, 1, 1]
+
+
+def test_every_image_is_labelled_equally_often():
+    counts = torch.zeros(300)
+    for repeat in range(100):
+        counts[split(LABELS, Amount(per_class=10), repeat)] += 1
+    expected, spread = 10, (100 * 0.1 * 0.9) ** 0.5
+    assert (counts - expected).abs().max() < 4.5 * spread
+
+
+def test_students_quantiles():
+    stats = pytest.importorskip("scipy.stats")
+    for freedom in (*range(1, 40), 100, 1000):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), abs=2e-4)
+
+
+def test_an_interval_is_students():
+    found = interval([1.0, 2.0, 3.0])
+    half = 4.3027 / math.sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((2, 2 - half, 2 + half), abs=1e-3)
+    assert interval([4.0])[:3] == (4, -math.inf, math.inf)
+    with pytest.raises(ValueError, match="at least one value"):
+        interval([])
+
+
+def test_intervals_cover_the_truth_at_their_nominal_rate():
+    """On simulated features, whose true accuracy over splits is known from very many splits."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (2000,), generator=generator)
+    features = labels[:, None] * 1.0 + torch.randn(2000, 2, generator=generator)
+    answers = torch.randint(2, (300,), generator=generator)
+    test = answers[:, None] * 1.0 + torch.randn(300, 2, generator=generator)
+    learner = on_features(features, labels, test)
+    (point,) = few_label_curve(learner, labels, answers, amounts=[Amount(per_class=10)], repeats=400)
+    values = torch.tensor(point.top1.values)
+    truth, covered = values.mean().item(), 0
+    for part in values.view(40, 10):
+        found = interval(part.tolist())
+        covered += found.low <= truth <= found.high
+    assert 34 <= covered <= 40  # 38 expected; below 34 has a chance of 1 in 70
+
+
+def test_more_labels_do_better_and_impossible_amounts_are_left_out():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.one_hot(LABELS, 3) * 2.0 + torch.randn(300, 3, generator=generator)
+    amounts = [Amount(per_class=n) for n in (1, 20, 101)] + [Amount(share=0.2), Amount(share=1.0)]
+    curve = few_label_curve(
+        on_features(features, LABELS, features), LABELS, LABELS, amounts=amounts, repeats=3
+    )
+    assert [point.labels for point in curve] == [3, 60, 300]  # 20 of each and a fifth are the same number
+    assert curve[0].top1.mean < curve[1].top1.mean
+
+
+def points(counts, *rows):
+    return [Point(f"{count}", count, interval(list(row))) for count, row in zip(counts, rows, strict=True)]
+
+
+def test_worth_reads_the_reference_curve():
+    reference = points((10, 100, 1000), (20, 20), (40, 40), (60, 60))
+    ours = points((5, 10, 100), (10, 10), (40, 40), (50, 50))
+    found = worth(ours, reference)
+    assert [w.labels for w in found] == [10, 100]  # the first lies below all that is known
+    assert [w.equals for w in found] == pytest.approx([100, 10**2.5])
+    assert found[0].factor == pytest.approx(10)
+    beyond = worth(points((10,), (70, 70)), reference)[0]
+    assert beyond.at_least
+    assert beyond.equals == pytest.approx(1000)
+
+
+def test_differences_are_paired_over_splits():
+    ours, other = (Point("", 10, interval(values)) for values in ([50.0, 60.0, 70.0], [49.0, 59.0, 69.0]))
+    assert difference(ours, other)[:3] == pytest.approx((1, 1, 1))
+
+
+COUNTS = (10, 100)
+LOW, MIDDLE, HIGH = (points(COUNTS, (a, a + 1, a + 2), (a + 20, a + 21, a + 22)) for a in (20.0, 24.0, 30.0))
+
+
+def test_a_verdict_says_that_it_helped_and_by_how_much():
+    found = judge([Contender("this backbone", HIGH)], [Contender("raw pixels", LOW)])
+    assert found.outcome == "it helped"
+    assert "times the labels" in found.sentence
+    assert "raw pixels" in found.sentence
+    assert len(found.evidence) == 2
+
+
+def test_a_verdict_says_that_it_did_not():
+    found = judge([Contender("this backbone", LOW)], [Contender("raw pixels", HIGH)])
+    assert found.outcome == "it did not help"
+    assert "use raw pixels" in found.sentence
+
+
+def test_a_verdict_admits_that_nothing_was_shown():
+    wide = points(COUNTS, (10.0, 26.0, 40.0), (30.0, 46.0, 60.0))
+    found = judge([Contender("this backbone", wide)], [Contender("raw pixels", MIDDLE)])
+    assert found.outcome == "no difference shown"
+
+
+def test_a_verdict_that_depends_says_on_what():
+    crossing = points(COUNTS, (40.0, 41.0, 42.0), (10.0, 11.0, 12.0))
+    found = judge([Contender("this backbone", crossing)], [Contender("raw pixels", MIDDLE)])
+    assert found.outcome == "it depends"
+    assert "with 10 this backbone is better than raw pixels, with 100 worse" in found.sentence
+
+
+def test_a_verdict_points_to_better_weights():
+    found = judge(
+        [Contender("this backbone", MIDDLE)],
+        [Contender("raw pixels", LOW)],
+        [Contender("other.safetensors", HIGH)],
+    )
+    assert found.sentence.endswith("But other.safetensors is better: use that, or begin from it.")
+
+
+def test_the_reference_is_the_best_over_the_amounts_all_share():
+    short = points((10,), (99.0, 99.0))
+    assert best([Contender("a", LOW), Contender("b", short)]).name == "b"
+    assert best([Contender("a", HIGH), Contender("b", LOW)]).name == "a"
+    with pytest.raises(ValueError, match="something to compare with"):
+        best([])
+    with pytest.raises(ValueError, match="same amounts of labels"):
+        best([Contender("a", points((5,), (1.0, 2.0))), Contender("b", short)])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Amount(), "and not both"),
+        (lambda: Amount(per_class=1, share=0.1), "and not both"),
+        (lambda: Amount(per_class=0), "at least 1, got 0"),
+        (lambda: Amount(share=1.5), r"in \(0, 1\], got 1.5"),
+        (lambda: split(LABELS, Amount(per_class=101), 0), "class 0 has 100 images"),
+    ],
+)
+def test_impossible_amounts_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_interval_prints_as_mean_and_half_width():
+    assert str(Interval(50.0, 48.5, 51.5, ())) == "50.0 ± 1.5"
