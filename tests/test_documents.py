@@ -37,7 +37,7 @@ def test_commands_and_recipes_exist(path):
     from moco.recipes import RECIPES
 
     for command, word in re.findall(r"^(?:\$ )?moco (\w+) ?([\w-]*)", path.read_text(), re.M):
-        assert command in ("pretrain", "knn", "recipes"), command
+        assert command in ("pretrain", "knn", "pack", "recipes"), command
         assert command != "pretrain" or word.startswith("-") or word in RECIPES, word
 
 

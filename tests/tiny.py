@@ -51,9 +51,14 @@ def tiny_run(
     return build(values, data, Solo(), device=CPU, checkpoints=Checkpoints(folder))
 
 
-def tiny_encoder(dim: int = 8, dtype: torch.dtype = torch.float64, bn_group: int | None = 4) -> Encoder:
+def tiny_encoder(
+    dim: int = 8,
+    dtype: torch.dtype = torch.float64,
+    bn_group: int | None = 4,
+    arch: str = "resnet18",
+) -> Encoder:
     torch.manual_seed(0)
-    net, features = trunk("resnet18", width=4, stem="small2", bn_group=bn_group)
+    net, features = trunk(arch, width=4, stem="small2", bn_group=bn_group)
     return Encoder(net, head("linear", features, dim)).to(dtype)
 
 

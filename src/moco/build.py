@@ -220,7 +220,7 @@ def build(
     world.share(values.batch, values.encoder.bn_group, values.accumulate)
     loader = Loader(
         data.train, Views(values.views), values.batch,
-        seed=values.seed, device=device, workers=workers, world=world,
+        seed=values.seed, device=device, workers=workers, world=world, window=values.window,
     )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -226,6 +227,9 @@ def _run(
     )
     run = build(values, data, world, device=device, checkpoints=checkpoints, workers=workers)
     run.observers = list(observers)
+    if world.rank:
+        for note in data.train.notes:  # other files may be missing here than where the first process is
+            print(f"process {world.rank}: {note}", file=sys.stderr)
     fingerprint = data.train.fingerprint()
     if world.first(lambda: fingerprint) != fingerprint:
         raise ValueError(f"process {world.rank} finds other images in {spec} than the first process does")
@@ -272,6 +276,8 @@ def _begin(
         aside.replace(out / "recipe.toml")
     classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
     say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
+    for note in data.train.notes:
+        say(note)
     if world.size > 1:
         share = values.batch // world.size
         say(f"{world.size} processes, {share} images each of every batch of {values.batch}")
@@ -279,5 +285,6 @@ def _begin(
         say(f"the run in {out} is finished already")
         return Result(**json.loads((out / "result.json").read_text()))
     if not (out / "views.png").exists():
-        plot_views(out / "views.png", Loader(data.train, Views(values.views), values.batch, seed=values.seed))
+        whole = Loader(data.train, Views(values.views), values.batch, seed=values.seed, window=values.window)
+        plot_views(out / "views.png", whole)
     return None

@@ -19,6 +19,7 @@ COMMANDS = {
         "pre-train on unlabelled images, or go on with --resume RUN",
     ),
     "knn": ("RUN [--data IMAGES]", "kNN accuracy of a run's features"),
+    "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""

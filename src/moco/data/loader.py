@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional as pixels
 
 from moco import chance
 from moco.batch import Batch
+from moco.data.order import WindowedOrder
 from moco.data.source import ArraySource, Source
 from moco.data.views import Parameters, Views
 from moco.world import Solo, World
@@ -33,9 +34,10 @@ class Loader:
         device: where the batches go.
         workers: decoding threads, for sources that are not in memory.
         world: the processes that share each batch; this one makes its own share only.
+        window: shards that are read at a time, for images in shards; None draws from all images.
 
     Raises:
-        ValueError: if there are fewer images than one batch takes, or no worker.
+        ValueError: if there are fewer images than one batch takes, no worker, or a window without shards.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Loader:
         device: torch.device | str = "cpu",
         workers: int = 2,
         world: World | None = None,
+        window: int | None = None,
     ):
         if len(source) < batch:
             raise ValueError(
@@ -59,6 +62,13 @@ class Loader:
         self.source, self.views, self.batch_size, self.seed = source, views, batch, seed
         self.device, self.workers = torch.device(device), workers
         self.steps_per_epoch = len(source) // batch
+        self._windowed = None
+        if window is not None:
+            if source.shards is None:
+                raise ValueError(
+                    f"window {window} needs images in shards, {source.name} has none; see moco pack"
+                )
+            self._windowed = WindowedOrder(source.shards, window, seed)
         world = world or Solo()
         share = batch // world.size
         self._share = slice(world.rank * share, (world.rank + 1) * share)
@@ -70,6 +80,8 @@ class Loader:
         """Sample indices of this process's share of a step's batch, (N,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
         positions = place * self.batch_size + np.arange(self._share.start, self._share.stop)
+        if self._windowed is not None:
+            return self._windowed.at(positions, epoch)
         return chance.permute(positions, len(self.source), self.seed, "order", step=epoch)
 
     def batch(self, step: int) -> Batch:

@@ -92,17 +92,21 @@ def _step_in_parts(run: Parts, batch: Batch, world: World) -> Measures:
         k = run.keys.encode(key, None, order, world)
         entries = run.dictionary.lookup(k, batch, world)
         statistics = PartsAsOne(run.f_q)
+        parts = []
         for part, part_entries in zip(
             query.chunk(run.accumulate), entries.chunk(run.accumulate), strict=True
         ):
             q = run.f_q(part)
             contrast = run.loss(q, part_entries)
-            last = len(terms) + 1 == run.accumulate * len(pairs)  # its backward completes the gradients
+            parts.append((q.detach(), contrast.loss.detach(), contrast.accuracy))
+            last = len(terms) + 1 == len(pairs) and len(parts) == run.accumulate
+            # the gradients of earlier parts are in `.grad` and travel with those of the last
             with averaged_gradients(run.f_q, world) if last else contextlib.nullcontext():
                 (contrast.loss / (run.accumulate * len(pairs))).backward()
             statistics.part()
-            terms.append((q.detach(), contrast.loss.detach(), contrast.accuracy))
         statistics.finish()
+        queries, losses, accuracies = zip(*parts, strict=True)
+        terms.append((torch.cat(queries), torch.stack(losses).mean(), torch.stack(accuracies).mean()))
         keys.append(k)
     run.optimizer.step()
     run.keys.follow(run.f_q)
