@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-import processes
+import ranks
 from moco.data.loader import Loader
 from moco.data.views import Views
 from moco.processes import _first_host, joined
@@ -30,7 +30,7 @@ def together(tmp_path_factory):
     """What every process of every world found, as found[size][rank]."""
     folder = tmp_path_factory.mktemp("together")
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, processes.__file__, str(folder), json.dumps(SIZES), "{}"]
+    command = [sys.executable, ranks.__file__, str(folder), json.dumps(SIZES), "{}"]
     done = subprocess.run(
         command, env=os.environ | address, timeout=280, capture_output=True, text=True, check=False
     )
@@ -40,13 +40,13 @@ def together(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    return {name: processes.train(Solo(), **case) for name, case in processes.CASES.items()}
+    return {name: ranks.train(Solo(), **case) for name, case in ranks.CASES.items()}
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", processes.CASES)
+@pytest.mark.parametrize("case", ranks.CASES)
 def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone, case, size):
-    if size > processes.CASES[case].get("most", size):
+    if size > ranks.CASES[case].get("most", size):
         pytest.skip("the shares hold no whole parts")
     ours, reference = together[size], alone[case]
     torch.testing.assert_close(ours[0][case]["measures"], reference["measures"], rtol=1e-9, atol=1e-9)
@@ -57,9 +57,9 @@ def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone,
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", [*processes.CASES, "float32"])
+@pytest.mark.parametrize("case", [*ranks.CASES, "float32"])
 def test_processes_hold_the_same_bits(together, case, size):
-    if size > processes.CASES.get(case, {}).get("most", size):
+    if size > ranks.CASES.get(case, {}).get("most", size):
         pytest.skip("the shares hold no whole parts")
     first, *others = (found[case] for found in together[size])
     for other in others:
@@ -71,12 +71,12 @@ def test_processes_hold_the_same_bits(together, case, size):
 
 def test_single_precision_agrees_at_first_and_drifts_like_reordered_sums(together):
     def losses(**options):
-        return processes.train(Solo(), **processes.SINGLE, **options)["measures"][:, 0].double()
+        return ranks.train(Solo(), **ranks.SINGLE, **options)["measures"][:, 0].double()
 
     exact = losses()
     torch.testing.assert_close(losses(regroup=True), exact, rtol=1e-9, atol=1e-9)  # the same run
     alone, reordered = losses(dtype=torch.float32), losses(dtype=torch.float32, regroup=True)
-    bound = 10 * max((reordered - alone).abs().max(), (alone - exact).abs().max())
+    bound = 10 * (reordered - alone).abs().max()
     for size in SIZES:
         ours = together[size][0]["float32"]["measures"][:, 0].double()
         assert abs(ours[0] - alone[0]) <= 1e-6

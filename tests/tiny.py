@@ -13,7 +13,7 @@ from moco.data.procedural import procedural
 from moco.encoder import Encoder, head, trunk
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Run
-from moco.world import Solo
+from moco.world import Solo, World
 
 CPU = torch.device("cpu")
 
@@ -43,12 +43,16 @@ def tiny_data(images: int = 100) -> Data:
 
 
 def tiny_run(
-    values: recipe.Recipe = RECIPE, data: Data | None = None, folder: Path = Path("/nowhere")
+    values: recipe.Recipe = RECIPE,
+    data: Data | None = None,
+    folder: Path = Path("/nowhere"),
+    world: World | None = None,
 ) -> Run:
     """A run as `pretrain` builds it."""
     data = data or tiny_data()
     values = resolve(values, data, CPU)
-    return build(values, data, Solo(), device=CPU, checkpoints=Checkpoints(folder))
+    world = world or Solo()
+    return build(values, data, world, device=CPU, checkpoints=Checkpoints(folder, processes=world.size))
 
 
 def tiny_encoder(

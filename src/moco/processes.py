@@ -178,7 +178,7 @@ class Processes(World):
     def _explain(self, what: str, waited: float, error: RuntimeError) -> Exception:
         """A sentence for a wait that failed: a process is gone, or did not come within the limit."""
         place = f"process {self._rank} of {self._size} waited for {what} {self._where}"
-        if not re.search(r"tim(ed )?-?out", str(error), re.IGNORECASE):
+        if not re.search(r"timed? ?out", str(error), re.IGNORECASE):
             return ConnectionError(
                 f"{place} and lost another process; its own message says why it ended. "
                 "The same command goes on from the last checkpoint"

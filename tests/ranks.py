@@ -3,6 +3,7 @@
 Run as a program it forks those processes; they join the worlds they are told and save what these gave.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from moco.keys import MomentumKeys, QueryKeys, TiedKeys
 from moco.loss import NCE, info_nce, margin
 from moco.processes import joined
 from moco.training.step import step
+from moco.training.trainer import Run
 from moco.world import World
 from tiny import tiny_batch, tiny_encoder
 
@@ -40,7 +42,11 @@ CASES = {
 """Mechanisms and losses; `most` is the largest number of processes whose shares hold whole parts."""
 
 
-SINGLE = {"steps": 12, "size": 48}  # whole batches in the queue: their inner order does not matter
+SINGLE = {
+    "steps": 12,
+    "size": 48,
+    "lr": 0.003,
+}  # whole batches in the queue: their inner order does not matter
 
 
 def share(batch: Batch, world: World) -> Batch:
@@ -147,6 +153,20 @@ def main(folder: Path, rank: int, sizes: list[int], changes: dict) -> None:
                     found[name] = train(world, **case | changes)
             found["float32"] = train(world, dtype=torch.float32, **SINGLE | changes)
             torch.save(found, folder / f"{size}-{rank}.pt")
+
+
+def in_double(run: Run) -> Run:
+    """The run in double precision, so that rounding does not hide what else differs."""
+    for module in run.f_q, run.keys, run.dictionary:
+        module.double()
+    single = run.batches
+
+    def double(start, stop):
+        for batch in single(start, stop):
+            yield dataclasses.replace(batch, views=tuple(view.double() for view in batch.views))
+
+    run.batches = double
+    return run
 
 
 def fork(count: int, act: Callable[[int], object]) -> list[int]:
