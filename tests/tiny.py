@@ -14,7 +14,7 @@ from moco.encoder import Encoder, head, trunk
 from moco.images import Data
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Run
-from moco.world import Solo
+from moco.world import Solo, World
 
 CPU = torch.device("cpu")
 
@@ -44,17 +44,26 @@ def tiny_data(images: int = 100) -> Data:
 
 
 def tiny_run(
-    values: recipe.Recipe = RECIPE, data: Data | None = None, folder: Path = Path("/nowhere")
+    values: recipe.Recipe = RECIPE,
+    data: Data | None = None,
+    folder: Path = Path("/nowhere"),
+    world: World | None = None,
 ) -> Run:
     """A run as `pretrain` builds it."""
     data = data or tiny_data()
     values = resolve(values, data, CPU)
-    return build(values, data, Solo(), device=CPU, checkpoints=Checkpoints(folder))
+    world = world or Solo()
+    return build(values, data, world, device=CPU, checkpoints=Checkpoints(folder, processes=world.size))
 
 
-def tiny_encoder(dim: int = 8, dtype: torch.dtype = torch.float64, bn_group: int | None = 4) -> Encoder:
+def tiny_encoder(
+    dim: int = 8,
+    dtype: torch.dtype = torch.float64,
+    bn_group: int | None = 4,
+    arch: str = "resnet18",
+) -> Encoder:
     torch.manual_seed(0)
-    net, features = trunk("resnet18", width=4, stem="small2", bn_group=bn_group)
+    net, features = trunk(arch, width=4, stem="small2", bn_group=bn_group)
     return Encoder(net, head("linear", features, dim)).to(dtype)
 
 

@@ -18,8 +18,9 @@ from moco.evaluate.finetune import Classifier, FineTuning, predict, train_classi
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
 from moco.evaluate.logistic import fit_predict
 from moco.export.backbone import backbone_bytes
+from moco.finish import backbone_about
 from moco.images import pairs
-from moco.launch import backbone_about, choose_device, open_data, trained_encoder
+from moco.launch import choose_device, open_data, trained_encoder
 from moco.run_folder import is_free, read_run
 from moco.starts import Setting, Start, untrained_start
 from moco.training.checkpoint import Checkpoints, write_atomically

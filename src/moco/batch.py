@@ -8,12 +8,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Two views of N images.
+    """Two views of the N images of this process's share of a global batch.
 
     Attributes:
         views: two tensors (N, channels, height, width); the first is the query view.
         index: (N,) sample index of each image in its source.
-        orders: for each view, the permutation (N,) in which it passes a key encoder that shuffles.
+        orders: for each view, the permutation of the global batch in which it passes a key encoder
+            that shuffles, (N,) for one process.
         step: the step the batch belongs to.
     """
 

@@ -80,7 +80,7 @@ def build_keys(values: recipe.Recipe, f_q: encoder.Encoder) -> keys.KeyEncoder:
             return keys.QueryKeys()
 
 
-def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionary:
+def build_dictionary(values: recipe.Recipe, images: int, world: World | None = None) -> dictionary.Dictionary:
     """The recipe's dictionary for a number of images.
 
     Raises:
@@ -107,18 +107,21 @@ def build_dictionary(values: recipe.Recipe, images: int) -> dictionary.Dictionar
                 per_query=per_query,
                 mask_own=mask_own,
                 seed=values.seed,
+                world=world,
             )
 
 
-def build_loss(values: recipe.Recipe, images: int) -> Callable[[Tensor, loss.Entries], loss.Contrast]:
+def build_loss(
+    values: recipe.Recipe, images: int, world: World | None = None
+) -> Callable[[Tensor, loss.Entries], loss.Contrast]:
     """The recipe's loss, as a function of queries and entries."""
     match values.loss:
         case recipe.InfoNCE(temperature):
             return functools.partial(loss.info_nce, temperature=temperature)
         case recipe.NCE(temperature):
-            return loss.NCE(temperature, images)
+            return loss.NCE(temperature, images, world)
         case recipe.Margin(margin):
-            return functools.partial(loss.margin, margin=margin)
+            return functools.partial(loss.margin, margin=margin, world=world)
 
 
 def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -167,13 +170,15 @@ def build(
         ValueError: if recipe and images do not fit together; nothing has been written then.
         MemoryError: if the dictionary does not fit.
     """
+    world.share(values.batch, values.encoder.bn_group, values.accumulate)
     loader = Loader(
-        data.train, Views(values.views), values.batch, seed=values.seed, device=device, workers=workers
-    )
+        data.train, Views(values.views), values.batch,
+        seed=values.seed, device=device, workers=workers, world=world, window=values.window,
+    )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)
-    table = build_dictionary(values, len(data.train)).to(device)
-    criterion = build_loss(values, len(data.train))
+    table = build_dictionary(values, len(data.train), world).to(device)
+    criterion = build_loss(values, len(data.train), world)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
     o = values.optimizer

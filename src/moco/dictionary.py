@@ -5,6 +5,7 @@ Legend: N queries, K negative keys, C dimensions, k (N, C) keys of the current b
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,18 @@ from torch import Tensor, nn
 from moco import chance
 from moco.batch import Batch
 from moco.loss import Entries
-from moco.world import World
+from moco.world import Solo, World
 
 
 class Dictionary(nn.Module, ABC):
-    """Keeps keys; says which are a query's positive and negatives."""
+    """Keeps keys; says which are a query's positive and negatives.
+
+    Attributes:
+        dealt: for each buffer of which every process holds one block of rows, its number of rows; the
+            other buffers are equal on all processes.
+    """
+
+    dealt: Mapping[str, int] = {}
 
     @abstractmethod
     def lookup(self, k: Float[Tensor, "N C"], batch: Batch, world: World) -> Entries:
@@ -126,10 +134,11 @@ class MemoryBank(Dictionary):
         mask_own: leave out draws of the query's own slot (InstDisc keeps them).
         seed: of the initial slots and the draws.
         memory: bytes the bank may take; None allows three quarters of this machine's.
+        world: the processes that hold the bank between them, images / size slots each.
 
     Raises:
         ValueError: if K is below 1 or m outside [0, 1).
-        MemoryError: if images * dim * 4 bytes do not fit.
+        MemoryError: if the images * dim * 4 bytes do not fit, or their share on this machine.
 
     Source: MoCo, Section 3.2, Figure 2b; Wu et al. 2018 and its released code for the initial
     values (uniform in ±1/sqrt(C/3), not normalised) and the momentum.
@@ -146,6 +155,7 @@ class MemoryBank(Dictionary):
         mask_own: bool = False,
         seed: int = 0,
         memory: int | None = None,
+        world: World | None = None,
     ):
         super().__init__()
         if size < 1:
@@ -157,16 +167,19 @@ class MemoryBank(Dictionary):
             )
         if per_query and size > 2**18:
             raise ValueError(f"dictionary.size must be at most 262,144 keys per query, got {size:,}")
-        need = images * dim * 4
+        world = world or Solo()
+        rows = -(-images // world.size)  # slots of each process
+        need = rows * world.neighbours * dim * 4
         have = memory if memory is not None else _machine_memory() * 3 // 4
         if need > have:
             raise MemoryError(
-                f"a memory bank of {images:,} images x {dim} numbers needs {need / 2**30:,.1f} GiB, "
-                f"{have / 2**30:,.1f} GiB may be used; a momentum queue does not grow with the data"
+                f"a memory bank of {images:,} images x {dim} numbers needs {need / 2**30:,.1f} GiB on this "
+                f"machine, {have / 2**30:,.1f} GiB may be used; a momentum queue does not grow with the data"
             )
-        slots = torch.rand(images, dim, generator=chance.generator(seed, "bank"))
+        slots = _rows_of_uniform(rows * world.rank, rows, dim, chance.generator(seed, "bank"))
         self.slots: Tensor
         self.register_buffer("slots", slots.mul_(2).sub_(1).div_((dim / 3) ** 0.5))
+        self.images, self.dealt = images, {"slots": images}
         self.size, self.momentum, self.per_query = size, momentum, per_query
         self.mask_own, self.seed = mask_own, seed
 
@@ -174,18 +187,31 @@ class MemoryBank(Dictionary):
         if self.per_query:
             rows = batch.index.cpu().numpy()
             draws = chance.uniform(self.seed, "bank draws", rows, self.size, step=batch.step)
-            drawn = (draws * len(self.slots)).long()
+            drawn = (draws * self.images).long()
         else:
             generator = chance.generator(self.seed, "bank draws", batch.step)
-            drawn = torch.randint(len(self.slots), (self.size,), generator=generator)
+            drawn = torch.randint(self.images, (self.size,), generator=generator)
         drawn = drawn.to(self.slots.device)
         own = (batch.index, drawn) if self.mask_own else (None, None)
-        return Entries(self.slots[batch.index], self.slots[drawn], *own)
+        return Entries(world.fetch(self.slots, batch.index), world.fetch(self.slots, drawn), *own)
 
     @torch.no_grad()
     def enqueue(self, k, batch, world):
         k, index = world.gather(k), world.gather(batch.index)
+        if world.size > 1:  # each process keeps its own block
+            index = index - len(self.slots) * world.rank
+            own = (index >= 0) & (index < len(self.slots))
+            k, index = k[own], index[own]
         self.slots[index] = F.normalize(torch.lerp(k, self.slots[index], self.momentum), dim=1)
+
+
+def _rows_of_uniform(start: int, rows: int, dim: int, generator: torch.Generator) -> Tensor:
+    """Rows start to start + rows - 1 of one long draw of `torch.rand`; the earlier ones are passed by."""
+    while start:
+        passed = min(start, 2**16)
+        torch.rand(passed, dim, generator=generator)
+        start -= passed
+    return torch.rand(rows, dim, generator=generator)
 
 
 def _machine_memory() -> int:

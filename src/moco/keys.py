@@ -19,14 +19,15 @@ class KeyEncoder(nn.Module, ABC):
 
     @abstractmethod
     def encode(
-        self, images: Tensor, q: Float[Tensor, "N C"] | None, order: Int[Tensor, " N"], world: World
+        self, images: Tensor, q: Float[Tensor, "N C"] | None, order: Int[Tensor, " M"], world: World
     ) -> Float[Tensor, "N C"]:
         """Keys of N key views, in the order of the images.
 
         Args:
             images: (N, channels, H, W) key views.
             q: the queries of the same images; momentum and tied keys do without.
-            order: permutation of the global batch in which the images pass batch normalisation.
+            order: permutation (M,) of the global batch in which it passes batch normalisation; with
+                W processes, M = W N.
             world: the processes that share the batch.
         """
 
@@ -63,7 +64,7 @@ class MomentumKeys(KeyEncoder):
     def encode(self, images, q, order, world):
         if not self.shuffle:
             return self.f_k(images)
-        return world.unshuffle(self.f_k(world.shuffle(images, order)), order)
+        return _encode_shuffled(self.f_k, images, order, world)
 
     def follow(self, f_q: Encoder) -> None:
         momentum_update(self.f_k, f_q, self.momentum)
@@ -88,7 +89,7 @@ class TiedKeys(KeyEncoder):
         (f_q,) = self._f_q
         if not self.shuffle:
             return f_q(images)
-        return world.unshuffle(f_q(world.shuffle(images, order)), order)
+        return _encode_shuffled(f_q, images, order, world)
 
     def follow(self, f_q: Encoder) -> None:
         """The keys are the query encoder's already."""
@@ -105,6 +106,16 @@ class QueryKeys(KeyEncoder):
 
     def follow(self, f_q: Encoder) -> None:
         """There is no key encoder."""
+
+
+def _encode_shuffled(f: Encoder, images: Tensor, order: Tensor, world: World) -> Tensor:
+    """Keys whose images moved to the groups that `order` gives them, and back (shuffling BN).
+
+    Between processes the images travel in the precision in which the encoder takes them anyway.
+    """
+    if world.size > 1 and f.autocast is not None:
+        images = images.to(f.autocast)
+    return world.unshuffle(f(world.shuffle(images, order)), order)
 
 
 @torch.no_grad()

@@ -1,55 +1,32 @@
 """From a recipe and some images to a run folder: check, build, train, and write what the run leaves."""
 
+import contextlib
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import moco
-from moco import recipe_file
+from moco import processes, recipe_file
 from moco.build import build, build_encoder, resolve
 from moco.data.loader import Loader
 from moco.data.open import EMBEDDED, open_source
 from moco.data.views import Views
 from moco.encoder import Encoder
-from moco.evaluate.features import calibrate, pixels
-from moco.evaluate.knn import accuracy, knn
-from moco.export.backbone import backbone_bytes
+from moco.evaluate.knn import knn
+from moco.finish import Result, baselines, finish
 from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.recipes import get
-from moco.report.plots import plot_curves, plot_views
-from moco.run_folder import difference, is_free, locked, provenance, read_run
-from moco.training.checkpoint import Checkpoints, write_atomically
-from moco.training.trainer import Observer, Run, train
-from moco.world import Solo
+from moco.report.plots import plot_views
+from moco.run_folder import STOPPED, difference, is_free, locked, provenance, read_run
+from moco.training.checkpoint import Checkpoints
+from moco.training.trainer import Observer, train
+from moco.world import World
 
-BASELINE_IMAGES = 50_000  # raw pixels of more do not fit a small machine
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run is worth.
-
-    Attributes:
-        out: the run folder.
-        steps: steps trained.
-        loss, accuracy: of the pretext task in the last journal row.
-        knn: accuracy in percent of trained features, untrained features and raw pixels after the
-            last step, with the k and temperature of the vote; empty without labels.
-        seconds: wall time of this call.
-    """
-
-    out: str
-    steps: int
-    loss: float
-    accuracy: float
-    knn: dict[str, float]
-    seconds: float
+__all__ = ["Result", "baselines", "measure_knn", "pretrain", "resume", "trained_encoder"]
 
 
 def pretrain(
@@ -60,6 +37,7 @@ def pretrain(
     device: str = "auto",
     workers: int = 2,
     observers: Sequence[Observer] = (),
+    time_limit: float = 600,
 ) -> Result:
     """Pre-train on a folder of images and write a run folder; the same call again goes on where it stopped.
 
@@ -68,54 +46,61 @@ def pretrain(
         data: what `open_source` takes.
         out: the run folder; it must be new, or hold this very run.
         device: "auto", "cpu", "cuda" or "mps".
-        workers: decoding threads.
-        observers: told about progress.
+        workers: decoding threads of each process.
+        observers: told about progress, by the first process.
+        time_limit: seconds a process waits for the others before it ends the run.
+
+    Returns:
+        The result; processes other than the first leave after the last step, without measurements.
 
     Raises:
         FileExistsError: if the folder holds something else; nothing is overwritten.
         FileNotFoundError: if there are no images.
-        ValueError: if recipe and images do not fit together.
+        ValueError: if recipe, images and number of processes do not fit together.
         FloatingPointError: if the loss stops being finite.
+        ConnectionError, TimeoutError: if another process is lost, or does not come within the limit.
+        SystemExit: with code 75, after a checkpoint, if SIGTERM or SIGUSR1 came.
         RuntimeError: if anything else fails after work has begun, such as an image file.
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
     if data not in EMBEDDED and (path := Path(data).expanduser()).exists():
         data = str(path.resolve())
-    out, where = Path(out), choose_device(device)
-    if not (out / "recipe.toml").exists() and not is_free(out):
-        raise FileExistsError(
-            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
-        )
-    images = open_data(data)
-    values = resolve(recipe, images, where)
-    if (out / "recipe.toml").exists():
-        stored, run = recipe_file.read(out / "recipe.toml")
-        if stored != values or run["data"] != data:
-            raise FileExistsError(
-                f"{out} holds another run ({difference(stored, values) or 'data ' + run['data']}); "
-                f"choose another --out, or continue that run with moco pretrain --resume {out}"
-            )
-    return _run(values, data, images, out, where, workers, observers)
+    out = Path(out)
+    with processes.joined(time_limit=time_limit) as world:
+        where = choose_device(device, world)
+        world.first(lambda: _refuse_foreign(out))
+        images = _open_once(data, world)
+        values = world.first(lambda: resolve(recipe, images, where))
+        world.first(lambda: _refuse_another(out, values, data))
+        return _run(values, data, images, out, where, workers, observers, world)
 
 
 def resume(
-    out: str | Path, *, device: str = "auto", workers: int = 2, observers: Sequence[Observer] = ()
+    out: str | Path,
+    *,
+    device: str = "auto",
+    workers: int = 2,
+    observers: Sequence[Observer] = (),
+    time_limit: float = 600,
 ) -> Result:
     """Go on with the run in a folder, from its newest whole checkpoint.
 
-    The end is that of an undisturbed run, to the bit, on a CPU with the same threads and torch.
+    The end is that of an undisturbed run, to the bit, on CPUs with the same processes, threads and
+    torch; on another number of processes, up to rounding. Arguments are those of `pretrain`.
 
     Raises:
         FileNotFoundError: if the folder holds no run or the images are gone.
         ValueError: if the images have changed.
     """
     out = Path(out)
-    values, run = read_run(out)
-    return _run(values, run["data"], open_data(run["data"]), out, choose_device(device), workers, observers)
+    with processes.joined(time_limit=time_limit) as world:
+        values, run = world.first(lambda: read_run(out))
+        images = _open_once(run["data"], world)
+        return _run(values, run["data"], images, out, choose_device(device, world), workers, observers, world)
 
 
-def choose_device(name: str) -> torch.device:
-    """A device by name; "auto" takes the fastest there is.
+def choose_device(name: str, world: World | None = None) -> torch.device:
+    """A device by name; "auto" takes the fastest there is, and each of several processes its own GPU.
 
     Raises:
         ValueError: if it is not there.
@@ -126,7 +111,16 @@ def choose_device(name: str) -> torch.device:
     if not there.get(name.partition(":")[0], False):
         have = ", ".join(kind for kind, available in there.items() if available)
         raise ValueError(f"there is no device {name!r} here; there is {have}")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and world is not None and world.size > 1:
+        if (own := processes.local_rank()) >= torch.cuda.device_count():
+            raise ValueError(
+                f"each process must have a GPU of its own, got process {own} of this machine (from 0) and "
+                f"{torch.cuda.device_count()} GPUs; start fewer, or use --device cpu"
+            )
+        device = torch.device("cuda", own)
+        torch.cuda.set_device(device)
+    return device
 
 
 def open_data(spec: str) -> Data:
@@ -187,39 +181,29 @@ def measure_knn(
     return {"k": k, "temperature": temperature, **dict(measured)}
 
 
-def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
-    """Yield kNN accuracy in percent of raw pixels and of the untrained network, as run from the same seed."""
-    most = BASELINE_IMAGES
-    if (sets := labelled(values, data, device, bank=most, queries=most)) is None:
+def _open_once(spec: str, world: World) -> Data:
+    """The images; the first process opens them before the others, and writes what is kept for them."""
+    opened: list[Data] = []
+    world.first(lambda: opened.append(open_data(spec)))
+    return opened[0] if opened else open_data(spec)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not (out / "recipe.toml").exists() and not is_free(out):
+        raise FileExistsError(
+            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
+        )
+
+
+def _refuse_another(out: Path, values: Recipe, data: str) -> None:
+    if not (out / "recipe.toml").exists():
         return
-    bank, queries = sets
-    monitor = values.monitor
-    raw_bank, raw_queries = pixels(bank.batches()), pixels(queries.batches())
-    centre = raw_bank.mean(0)
-    raw = accuracy(
-        raw_queries - centre, queries.labels, raw_bank - centre, bank.labels,
-        k=monitor.k, temperature=monitor.temperature,
-    )  # fmt: skip
-    yield "raw_pixels", round(raw, 3)
-    untrained = build_encoder(values, data.train.channels).to(device)
-    calibrate(untrained, (images for _, images in zip(range(4), bank.batches(), strict=False)))
-    for layer, value in knn(untrained, bank, queries, k=monitor.k, temperature=monitor.temperature):
-        yield f"untrained_{layer.removeprefix('knn_')}", value
-
-
-def backbone_about(values: Recipe, channels: int) -> dict[str, Any]:
-    """What a backbone file says about itself: how to rebuild the network, and how to feed it."""
-    return {
-        "arch": values.encoder.arch,
-        "width": values.encoder.width,
-        "stem": values.encoder.stem,
-        "channels": channels,
-        "size": values.views.eval_size or values.views.size,
-        "mean": values.views.mean,
-        "std": values.views.std,
-        "recipe": values.name,
-        "moco": moco.__version__,
-    }
+    stored, run = recipe_file.read(out / "recipe.toml")
+    if stored != values or run["data"] != data:
+        raise FileExistsError(
+            f"{out} holds another run ({difference(stored, values) or 'data ' + run['data']}); "
+            f"choose another --out, or continue that run with moco pretrain --resume {out}"
+        )
 
 
 def _run(
@@ -230,66 +214,78 @@ def _run(
     device: torch.device,
     workers: int,
     observers: Sequence[Observer],
+    world: World,
 ) -> Result:
     started = time.perf_counter()
+    observers = observers if world.rank == 0 else ()
 
     def say(sentence: str) -> None:
         for observer in observers:
             observer.say(sentence)
 
-    checkpoints = Checkpoints(out / "checkpoints", keep=values.keep_checkpoints, say=say)
-    run = build(values, data, Solo(), device=device, checkpoints=checkpoints, workers=workers)
+    checkpoints = Checkpoints(
+        out / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size
+    )
+    run = build(values, data, world, device=device, checkpoints=checkpoints, workers=workers)
     run.observers = list(observers)
+    if world.rank:
+        for note in data.train.notes:  # other files may be missing here than where the first process is
+            print(f"process {world.rank}: {note}", file=sys.stderr)
     fingerprint = data.train.fingerprint()
-    with locked(out):
-        if (out / "recipe.toml").exists():
-            known = read_run(out)[1]
-            if known["fingerprint"] != fingerprint:
-                raise ValueError(f"the images of {spec} are not those the run in {out} was begun with")
-        else:
-            about = provenance(spec, data, fingerprint, device)
-            aside = out / "recipe.toml.tmp"
-            aside.write_text(recipe_file.text(values, about), encoding="utf-8")
-            aside.replace(out / "recipe.toml")
-        classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
-        say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
-        if (out / "result.json").exists():
-            say(f"the run in {out} is finished already")
-            return Result(**json.loads((out / "result.json").read_text()))
-        if not (out / "views.png").exists():
-            plot_views(
-                out / "views.png", Loader(data.train, Views(values.views), values.batch, seed=values.seed)
-            )
+    if world.first(lambda: fingerprint) != fingerprint:
+        raise ValueError(f"process {world.rank} finds other images in {spec} than the first process does")
+    with contextlib.ExitStack() as held:  # by the first process: the folder
+        finished = world.first(lambda: _begin(held, values, spec, data, out, fingerprint, device, world, say))
+        if finished is not None:
+            return finished
         try:
             journal = train(run, out)
-            return _finish(run, values, data, out, device, journal.rows, started, say)
+            if world.rank:
+                return Result(str(out), run.steps, float("nan"), float("nan"), {}, 0.0)
+            return finish(run, values, data, out, device, journal.rows, started, say)
+        except SystemExit as left:
+            if world.rank == 0:
+                (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
+            raise
+        except (ConnectionError, TimeoutError):
+            raise
         except (ValueError, OSError, MemoryError) as error:
             raise RuntimeError(str(error)) from error  # after work began, it is no wrong call
 
 
-def _finish(
-    run: Run,
+def _begin(
+    held: contextlib.ExitStack,
     values: Recipe,
+    spec: str,
     data: Data,
     out: Path,
+    fingerprint: str,
     device: torch.device,
-    rows: list[dict[str, Any]],
-    started: float,
+    world: World,
     say: Callable[[str], None],
-) -> Result:
-    """Write the backbone, the last measurements, the curves and the result."""
-    about = backbone_about(values, data.train.channels)
-    write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
-    table: dict[str, float] = {}
-    if (sets := labelled(values, data, device)) is not None:
-        say(f"measuring kNN on all {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
-        k, temperature = values.monitor.k, values.monitor.temperature
-        trained = knn(run.f_q, *sets, k=k, temperature=temperature)
-        table = {name.replace("knn", "trained"): value for name, value in trained}
-        table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}
-    plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)
-    last = next(row for row in reversed(rows) if "loss" in row)
-    seconds = round(time.perf_counter() - started, 1)
-    result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds)
-    write_atomically(out / "result.json", json.dumps(result.__dict__, indent=1).encode())
-    return result
+) -> Result | None:
+    """Take the folder and say what is in it; the result, if the run is finished already."""
+    held.enter_context(locked(out))
+    (out / STOPPED).unlink(missing_ok=True)
+    if (out / "recipe.toml").exists():
+        if read_run(out)[1]["fingerprint"] != fingerprint:
+            raise ValueError(f"the images of {spec} are not those the run in {out} was begun with")
+    else:
+        about = provenance(spec, data, fingerprint, device) | {"processes": world.size}
+        aside = out / "recipe.toml.tmp"
+        aside.write_text(recipe_file.text(values, about), encoding="utf-8")
+        aside.replace(out / "recipe.toml")
+    classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
+    say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
+    for note in data.train.notes:
+        say(note)
+    if world.size > 1:
+        share = values.batch // world.size
+        say(f"{world.size} processes, {share} images each of every batch of {values.batch}")
+    if (out / "result.json").exists():
+        say(f"the run in {out} is finished already")
+        return Result(**json.loads((out / "result.json").read_text()))
+    if not (out / "views.png").exists():
+        whole = Loader(data.train, Views(values.views), values.batch, seed=values.seed, window=values.window)
+        plot_views(out / "views.png", whole)
+    return None

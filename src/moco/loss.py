@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moco.world import Solo, World
+
 CHUNK = 1024  # keys per pass: N x CHUNK similarities stay in the cache of a CPU core at N = 256
 
 
@@ -191,16 +193,18 @@ def nce_log_normalizer(q: Float[Tensor, "N C"], entries: Entries, temperature: f
 class NCE(nn.Module):
     """`nce` with the constant log Z that its first batch sets and checkpoints keep."""
 
-    def __init__(self, temperature: float, images: int):
+    def __init__(self, temperature: float, images: int, world: World | None = None):
         super().__init__()
-        self.temperature, self.images = temperature, images
+        self.temperature, self.images, self._world = temperature, images, world or Solo()
         self.log_normalizer: Tensor
         self.register_buffer("log_normalizer", torch.zeros(()))
         self.known = False
 
     def forward(self, q: Tensor, entries: Entries) -> Contrast:
         if not self.known:
-            self.log_normalizer.copy_(nce_log_normalizer(q, entries, self.temperature, self.images))
+            own = nce_log_normalizer(q, entries, self.temperature, self.images)
+            share = self._world.mean(own.double().exp(), "NCE's Z")  # Z is a mean over the global batch
+            self.log_normalizer.copy_(share.log() if self._world.size > 1 else own)
             self.known = True
         return nce(q, entries, self.temperature, self.images, self.log_normalizer)
 
@@ -211,7 +215,7 @@ class NCE(nn.Module):
         self.known = state
 
 
-def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float) -> Contrast:
+def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float, world: World | None = None) -> Contrast:
     """Each negative must be less similar than the positive by a margin; violations are averaged.
 
     L = mean over violating (q, k-) of q.k- - q.k+ + margin; zero once no pair violates.
@@ -220,6 +224,7 @@ def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float) -> Contrast
         q: queries, unit length.
         entries: their keys.
         margin: in cosine similarity, between 0 and 2.
+        world: the processes over which violations are counted; None is this one alone.
 
     Returns:
         The loss in cosine similarity (equal similarities give `margin`) and the accuracy of `info_nce`.
@@ -229,7 +234,11 @@ def margin(q: Float[Tensor, "N C"], entries: Entries, margin: float) -> Contrast
     """
     positive, negative = _similarities(q, entries)
     violation = (negative - positive[:, None] + margin).clamp(min=0)
-    loss = violation.sum() / (violation > 0).sum().clamp(min=1)
+    count = (violation > 0).sum().to(q.dtype)
+    if world is not None and world.size > 1:  # so that the processes' mean is that of all violations
+        loss = violation.sum() / world.mean(count, "margin violations").clamp(min=1 / world.size)
+    else:
+        loss = violation.sum() / count.clamp(min=1)
     return Contrast(loss, _accuracy(positive, negative))
 
 

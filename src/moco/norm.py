@@ -5,9 +5,13 @@ property of the layer, so one process with eight groups computes what eight proc
 group each compute, and the shuffled keys of Section 3.3 have groups to be shuffled between.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from moco.world import World
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
@@ -128,6 +132,23 @@ class PartsAsOne:
             buffer.copy_(total / self.parts)
         for count in self.counts:
             count.sub_(self.parts - 1)
+
+
+@torch.no_grad()
+def average_statistics(modules: Iterable[nn.Module], world: World) -> None:
+    """Make the running statistics those of the groups of all processes.
+
+    They enter no training step, but checkpoints and measurements hold what one process would. Done
+    at every step, so that a checkpoint out of turn changes no bit of what follows.
+    """
+    if world.size == 1:
+        return
+    norms = [m for module in modules for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    buffers = [b for n in norms for b in (n.running_mean, n.running_var) if b is not None]
+    if not buffers:
+        return
+    means = world.mean(torch.cat([b.flatten() for b in buffers]), "batch-normalisation statistics")
+    torch._foreach_copy_(buffers, list(means.split([b.numel() for b in buffers])))
 
 
 def group_batch_norm(module: nn.Module, group_size: int | None) -> nn.Module:

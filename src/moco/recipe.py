@@ -259,6 +259,8 @@ class Recipe:
     schedule: Step | Cosine | Exponential | Constant = field(default_factory=Step)
     batch: int = 256
     """Images per step, over all processes."""
+    window: int | None = None
+    """Shards read at a time (slow disks, images in shards); None draws from all images."""
     epochs: int | None = 200
     """Passes over the images; give this or iterations."""
     iterations: int | None = None
@@ -288,6 +290,7 @@ class Recipe:
             "epochs",
             "iterations",
             "accumulate",
+            "window",
             "journal_every",
             "checkpoint_every",
             "keep_checkpoints",

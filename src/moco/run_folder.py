@@ -14,6 +14,9 @@ from moco import __version__, recipe_file
 from moco.images import Data
 from moco.recipe import Recipe
 
+STOPPED = "stopped"
+"""A file that is there while a run waits to be continued because a signal ended it."""
+
 
 def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a run folder and what it knows about data and machine.

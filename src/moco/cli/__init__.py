@@ -2,7 +2,7 @@
 
 Each command is a module of this package with a function `run`. Results go to standard output,
 progress to standard error. Exit codes: 0 done, 1 the run failed, 2 the call was wrong and nothing
-was begun, 130 interrupted.
+was begun, 75 saved and left because a signal asked for it (the same command goes on), 130 interrupted.
 """
 
 import importlib
@@ -25,6 +25,7 @@ COMMANDS = {
     "supervised": ("RUN [--data IMAGES]", "the supervised counterpart of a run"),
     "diagnose": ("RUN [--data IMAGES]", "how the features do, without labels"),
     "verdict": ("RUN [--data IMAGES]", "was it worth it? all of the above, in one sentence"),
+    "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(importlib.import_module(f"moco.cli.{words[0].replace('-', '_')}").run(words[1:]))
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
         _refuse(str(error))
-    except FloatingPointError as error:
+    except (FloatingPointError, ConnectionError, TimeoutError) as error:
         print(f"moco: the run failed: {error}", file=sys.stderr)
         sys.exit(1)
     except Exception as error:

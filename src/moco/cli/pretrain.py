@@ -27,7 +27,9 @@ class Pretrain:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
-    """Threads that decode image files."""
+    """Threads of each process that decode image files."""
+    time_limit: float = 600
+    """Seconds a process waits for the others before it ends the run; under torchrun or srun."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder (needs the extra "tensorboard")."""
     json: bool = False
@@ -43,7 +45,9 @@ class Resume:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
-    """Threads that decode image files."""
+    """Threads of each process that decode image files."""
+    time_limit: float = 600
+    """Seconds a process waits for the others before it ends the run; under torchrun or srun."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -83,6 +87,7 @@ def run(words: list[str]) -> int:
             device=call.device,
             workers=call.workers,
             observers=[terminal, *observers],
+            time_limit=call.time_limit,
         )
     _report(result, as_json=call.json)
     return 0
@@ -93,12 +98,22 @@ def _resume(words: list[str]) -> int:
     from moco.launch import resume
 
     with _terminal() as terminal:
-        result = resume(call.run, device=call.device, workers=call.workers, observers=[terminal])
+        result = resume(
+            call.run,
+            device=call.device,
+            workers=call.workers,
+            observers=[terminal],
+            time_limit=call.time_limit,
+        )
     _report(result, as_json=call.json)
     return 0
 
 
 def _report(result: Any, *, as_json: bool) -> None:
+    from moco.processes import first_here
+
+    if not first_here():  # one of several processes, which the first speaks for
+        return
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return

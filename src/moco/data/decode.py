@@ -1,6 +1,7 @@
 """Image files to pixels."""
 
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor
 _EIGHT_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "La", "RGBa"}
 
 
-def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of an image file, upright, as RGB.
+def decode(path: Path | IO[bytes], name: str | None = None) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of an image file, upright, as RGB; a name for messages, if it is not its path.
 
     Raises:
         RuntimeError: if the file is no image, is broken, or holds more than 8 bits per channel
@@ -20,9 +21,9 @@ def decode(path: Path) -> UInt8[Tensor, "3 H W"]:
     """
     try:
         with Image.open(path) as image:
-            return to_tensor(ImageOps.exif_transpose(image), str(path))
+            return to_tensor(ImageOps.exif_transpose(image), name or str(path))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise RuntimeError(f"cannot decode {path}: {error}") from error
+        raise RuntimeError(f"cannot decode {name or path}: {error}") from error
 
 
 def to_tensor(image: Image.Image, name: str) -> UInt8[Tensor, "3 H W"]:

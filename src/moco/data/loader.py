@@ -12,8 +12,10 @@ from torchvision.transforms.v2 import functional as pixels
 
 from moco import chance
 from moco.batch import Batch
+from moco.data.order import WindowedOrder
 from moco.data.source import ArraySource, Source
 from moco.data.views import Parameters, Views
+from moco.world import Solo, World
 
 _AHEAD = 2  # batches decoded before they are asked for
 
@@ -31,9 +33,11 @@ class Loader:
         seed: keys every draw.
         device: where the batches go.
         workers: decoding threads, for sources that are not in memory.
+        world: the processes that share each batch; this one makes its own share only.
+        window: shards that are read at a time, for images in shards; None draws from all images.
 
     Raises:
-        ValueError: if there are fewer images than one batch takes, or no worker.
+        ValueError: if there are fewer images than one batch takes, no worker, or a window without shards.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Loader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int = 2,
+        world: World | None = None,
+        window: int | None = None,
     ):
         if len(source) < batch:
             raise ValueError(
@@ -56,12 +62,26 @@ class Loader:
         self.source, self.views, self.batch_size, self.seed = source, views, batch, seed
         self.device, self.workers = torch.device(device), workers
         self.steps_per_epoch = len(source) // batch
+        self._windowed = None
+        if window is not None:
+            if source.shards is None:
+                raise ValueError(
+                    f"window {window} needs images in shards, {source.name} has none; see moco pack"
+                )
+            self._windowed = WindowedOrder(source.shards, window, seed)
+        world = world or Solo()
+        share = batch // world.size
+        self._share = slice(world.rank * share, (world.rank + 1) * share)
+        # processes that exchange rows plan it on the CPU
+        self._orders_device = self.device if world.size == 1 else torch.device("cpu")
         self._pixels = source.pixels.to(self.device) if isinstance(source, ArraySource) else None
 
     def index(self, step: int) -> np.ndarray:
-        """Sample indices of a step's batch, (N,) int64."""
+        """Sample indices of this process's share of a step's batch, (N,) int64."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        positions = np.arange(place * self.batch_size, (place + 1) * self.batch_size)
+        positions = place * self.batch_size + np.arange(self._share.start, self._share.stop)
+        if self._windowed is not None:
+            return self._windowed.at(positions, epoch)
         return chance.permute(positions, len(self.source), self.seed, "order", step=epoch)
 
     def batch(self, step: int) -> Batch:
@@ -104,11 +124,15 @@ class Loader:
         """Photometric changes, on the device and on whole batches."""
         first, second = map(self.views.photometry, crops, parameters)
         orders = [
-            chance.permute(np.arange(len(index)), len(index), self.seed, f"shuffle {view}", step=step)
+            torch.from_numpy(
+                chance.permute(
+                    np.arange(self.batch_size), self.batch_size, self.seed, f"shuffle {view}", step=step
+                )
+            ).to(self._orders_device)
             for view in (0, 1)
         ]
-        to_device = [torch.from_numpy(numbers).to(self.device) for numbers in (index, *orders)]
-        return Batch((first, second), to_device[0], (to_device[1], to_device[2]), step)
+        here = torch.from_numpy(index).to(self.device)
+        return Batch((first, second), here, (orders[0], orders[1]), step)
 
 
 class _Decoding:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from moco.data.procedural import procedural
+from moco.data.shards import ShardSource, has_shards
 from moco.data.source import ArraySource, DatasetSource, FolderSource, Source, channels_first
 
 EMBEDDED = ("procedural", "digits")
@@ -26,6 +27,7 @@ def open_source(spec: str, split: str = "train") -> Source | None:
             "procedural" or "digits" (no files needed; digits needs scikit-learn);
             a folder of images, with or without class folders, with or without train/ and test/
             (or val/) below it;
+            a folder of tar shards, as `moco pack` or others write them, or train/ and test/ of them;
             a folder holding CIFAR-10 or CIFAR-100 as torchvision stores it, or as packed .npz;
             an .npz with arrays images, labels, test_images, test_labels (all but the first
             optional) or an .npy with images: uint8 (N, H, W) or (N, H, W, channels);
@@ -56,12 +58,18 @@ def open_source(spec: str, split: str = "train") -> Source | None:
     for folder, name in ("cifar-10-batches-py", "CIFAR10"), ("cifar-100-python", "CIFAR100"):
         if (path / folder).is_dir():
             return _torchvision(name, str(path), split)
+    if has_shards(path):
+        return ShardSource(path) if split == "train" else None
     if (path / "train").is_dir():
+        if split == "train" and has_shards(path / "train"):
+            return ShardSource(path / "train", name=f"{spec} (train)")
         if split == "train":
             return FolderSource(path / "train", name=f"{spec} (train)")
         found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
         if not found:
             return None
+        if has_shards(path / found[0]):
+            return ShardSource(path / found[0], name=f"{spec} ({found[0]})")
         classes = FolderSource(path / "train").classes
         return FolderSource(path / found[0], name=f"{spec} ({found[0]})", classes=classes)
     return FolderSource(path) if split == "train" else None

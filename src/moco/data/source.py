@@ -24,8 +24,12 @@ class Source(ABC):
         channels: channels of every image.
         labels: (N,) class of each image, or None.
         classes: names of the classes.
+        notes: sentences the user should read before a run.
+        shards: how many images each file holds, in order, where files hold many; else None.
     """
 
+    notes: tuple[str, ...] = ()
+    shards: np.ndarray | None = None
     name: str
     channels: int
     labels: Int[Tensor, " N"] | None

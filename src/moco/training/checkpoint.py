@@ -24,10 +24,18 @@ class Checkpoints:
         folder: where they are; made when the first one is written.
         keep: how many of the newest to keep, at least 1.
         say: told, in a sentence, what is out of the ordinary; None writes to standard error.
+        processes: how many train together.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3, say: Callable[[str], None] | None = None):
-        self.folder, self.keep, self.say = folder, keep, say or _warn
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 3,
+        say: Callable[[str], None] | None = None,
+        processes: int = 1,
+    ):
+        self.folder, self.keep, self.say, self.processes = folder, keep, say or _warn, processes
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, then drop those that are too old.
@@ -43,11 +51,14 @@ class Checkpoints:
             "step": step,
             "bytes": len(content),
             "sha256": hashlib.sha256(content).hexdigest(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
+            **self._circumstances(),
         }
         write_atomically(path, content)
-        write_atomically(path.with_suffix(".json"), json.dumps(manifest).encode())
+        try:
+            write_atomically(path.with_suffix(".json"), json.dumps(manifest).encode())
+        except OSError:
+            path.unlink()  # without its manifest it could not be told from a damaged one
+            raise
         for old in self._steps()[: -self.keep]:
             self._path(old).with_suffix(".json").unlink(missing_ok=True)
             self._path(old).unlink(missing_ok=True)
@@ -73,13 +84,17 @@ class Checkpoints:
     def _compare(self, path: Path) -> None:
         """Say so if going on from here cannot give the bits of an undisturbed run."""
         written = json.loads(path.with_suffix(".json").read_text())
-        here = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-        for name, value in here.items():
-            if written.get(name) != value:
+        for name, value in self._circumstances().items():
+            if written.get(name, 1 if name == "processes" else None) != value:
                 self.say(
-                    f"{path.name} was written with {name} {written.get(name)}, this is {value}: "
+                    f"{path.name} was written with {name} {written.get(name)}, now {value}: "
                     "results will agree up to rounding, not to the bit"
                 )
+
+    def _circumstances(self) -> dict[str, Any]:
+        """What has to be the same for the same bits."""
+        threads = torch.get_num_threads()
+        return {"torch": torch.__version__, "threads": threads, "processes": self.processes}
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"

@@ -4,6 +4,7 @@ Wall-clock times are kept apart, so that the journal of a run that was killed an
 for byte, that of one that was not.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,11 +16,14 @@ class Journal:
     """Rows of one run, each with the step after which it was written.
 
     Args:
-        folder: the run's.
+        folder: the run's; None keeps the rows nowhere.
         step: where the run starts or resumes; rows of later steps are dropped, as is a torn last line.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path | None, step: int):
+        self.folder, self.rows, self.pending = folder, [], ""
+        if folder is None:
+            return
         self.path, self.timing_path = folder / "journal.jsonl", folder / "timing.jsonl"
         self.rows = [row for row in read(self.path) if row["step"] <= step]
         for path in self.path, self.timing_path:
@@ -30,15 +34,37 @@ class Journal:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row of results; it must hold "step" and nothing that a resumed run would not repeat."""
+        if self.folder is None:
+            return
         self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint of a later step must not outlive it
+        self.pending += _line(row)
+        with contextlib.suppress(OSError):  # a full disk: it is tried again with the next row
+            self.flush()
+
+    def flush(self) -> None:
+        """Have every row on the disk; a checkpoint of a later step must not outlive it.
+
+        Raises:
+            OSError: if that cannot be; nothing is lost, and the file ends with a whole row.
+        """
+        if not self.pending:
+            return
+        with open(self.path, "ab", buffering=0) as file:
+            end, content = file.tell(), self.pending.encode()
+            try:
+                while content:
+                    content = content[file.write(content) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.truncate(self.path, end)
+                raise
+        self.pending = ""
 
     def write_timing(self, row: dict[str, Any]) -> None:
         """Append a row of wall-clock measurements."""
-        with open(self.timing_path, "a", encoding="utf-8") as file:
+        if self.folder is None:
+            return
+        with contextlib.suppress(OSError), open(self.timing_path, "a", encoding="utf-8") as file:
             file.write(_line(row))
 
 

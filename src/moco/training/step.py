@@ -3,6 +3,8 @@
 Legend: N images per batch, C dimensions, q (N, C) queries, k (N, C) keys.
 """
 
+import contextlib
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,7 +15,8 @@ from moco.dictionary import Dictionary
 from moco.encoder import Encoder
 from moco.keys import KeyEncoder
 from moco.loss import Contrast, Entries
-from moco.norm import PartsAsOne
+from moco.norm import PartsAsOne, average_statistics
+from moco.training.gradients import averaged_gradients
 from moco.world import World
 
 
@@ -60,17 +63,19 @@ def step(run: Parts, batch: Batch, world: World) -> Measures:
         q = run.f_q(query)  # queries
         k = run.keys.encode(key, q, order, world)  # keys; no gradient for momentum keys
         entries = run.dictionary.lookup(k, batch, world)  # positives and negatives
-        terms.append((*run.loss(q, entries), spread(q)))  # Eqn. (1)
+        terms.append((q.detach(), *run.loss(q, entries)))  # Eqn. (1)
         keys.append(k)
-    loss, accuracy, evenness = (torch.stack(values).mean() for values in zip(*terms, strict=True))
+    loss = torch.stack([loss for _, loss, _ in terms]).mean()
 
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    with averaged_gradients(run.f_q, world):  # over the processes: those of the global batch
+        loss.backward()
     run.optimizer.step()
     run.keys.follow(run.f_q)  # θ_k ← m θ_k + (1 − m) θ_q, Eqn. (2)
     for k in keys:
         run.dictionary.enqueue(k, batch, world)  # newest keys in, oldest out
-    return Measures(loss.detach(), accuracy, evenness)
+    average_statistics((run.f_q, run.keys), world)
+    return measures(terms, world)
 
 
 def _step_in_parts(run: Parts, batch: Batch, world: World) -> Measures:
@@ -79,28 +84,51 @@ def _step_in_parts(run: Parts, batch: Batch, world: World) -> Measures:
     Keys carry no gradient, so they are encoded first and as a whole; the dictionary and f_k move
     once, after the last part.
     """
-    terms, keys = [], []
+    terms: list[tuple[Tensor, Tensor, Tensor]] = []
+    keys = []
     run.optimizer.zero_grad(set_to_none=True)
     pairs = list(batch.pairs(symmetric=run.symmetric))
     for query, key, order in pairs:
         k = run.keys.encode(key, None, order, world)
         entries = run.dictionary.lookup(k, batch, world)
         statistics = PartsAsOne(run.f_q)
+        parts = []
         for part, part_entries in zip(
             query.chunk(run.accumulate), entries.chunk(run.accumulate), strict=True
         ):
             q = run.f_q(part)
             contrast = run.loss(q, part_entries)
-            (contrast.loss / (run.accumulate * len(pairs))).backward()
+            parts.append((q.detach(), contrast.loss.detach(), contrast.accuracy))
+            last = len(terms) + 1 == len(pairs) and len(parts) == run.accumulate
+            # the gradients of earlier parts are in `.grad` and travel with those of the last
+            with averaged_gradients(run.f_q, world) if last else contextlib.nullcontext():
+                (contrast.loss / (run.accumulate * len(pairs))).backward()
             statistics.part()
-            terms.append((contrast.loss.detach(), contrast.accuracy, spread(q)))
         statistics.finish()
+        queries, losses, accuracies = zip(*parts, strict=True)
+        terms.append((torch.cat(queries), torch.stack(losses).mean(), torch.stack(accuracies).mean()))
         keys.append(k)
     run.optimizer.step()
     run.keys.follow(run.f_q)
     for k in keys:
         run.dictionary.enqueue(k, batch, world)
-    return Measures(*(torch.stack(values).mean() for values in zip(*terms, strict=True)))
+    average_statistics((run.f_q, run.keys), world)
+    return measures(terms, world)
+
+
+@torch.no_grad()
+def measures(terms: Sequence[tuple[Tensor, Tensor, Tensor]], world: World) -> Measures:
+    """The measures of the global batch, from (queries, loss, accuracy) of each term on each process.
+
+    The variance of a whole is the mean of its parts' variances plus the variance of their means.
+    """
+    own = []
+    for q, loss, accuracy in terms:
+        mean = q.mean(0)
+        own.append(torch.cat([torch.stack([loss, accuracy, spread(q).square(), mean.square().sum()]), mean]))
+    values = world.mean(torch.stack(own), "measures")
+    variance = values[:, 2] + (values[:, 3] - values[:, 4:].square().sum(1)).clamp(min=0)
+    return Measures(values[:, 0].mean(), values[:, 1].mean(), variance.sqrt().mean())
 
 
 @torch.no_grad()

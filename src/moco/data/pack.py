@@ -1,0 +1,224 @@
+"""From a folder of images to tar shards in a random order, with what `ShardSource` reads them by."""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from moco import chance
+from moco.data.shards import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
+
+_UNFINISHED = ".packing"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` made.
+
+    Attributes:
+        images, shards, bytes: how many.
+        skipped: files that could not be read, with the reason.
+    """
+
+    images: int
+    shards: int
+    bytes: int
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One image file to pack: its ending with the dot, its content, and its class or -1."""
+
+    ending: str
+    content: bytes
+    label: int = -1
+
+
+def pack(
+    read: Callable[[int], Member],
+    count: int,
+    out: Path,
+    *,
+    classes: tuple[str, ...] = (),
+    shard_images: int = 10_000,
+    seed: int = 0,
+    workers: int = 2,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Packed:
+    """Write images, in a keyed random order, as tar shards in WebDataset's form.
+
+    The order is random once, so that even neighbours of one shard have nothing in common. The tables
+    come last: a folder without them is an unfinished one, and the same call starts it anew.
+
+    Args:
+        read: gives the image of a number below `count`; RuntimeError skips it.
+        count: number of images.
+        out: a new or empty folder, or an unfinished one.
+        classes: names of the classes.
+        shard_images: images per shard.
+        seed: keys the order.
+        workers: reading threads.
+        progress: told how many images have passed.
+
+    Raises:
+        FileExistsError: if the folder holds anything else.
+        ValueError: if a shard is to hold no image.
+    """
+    if shard_images < 1:
+        raise ValueError(f"shard_images must be at least 1 image, got {shard_images}")
+    if out.exists() and any(out.iterdir()) and not (out / _UNFINISHED).exists():
+        raise FileExistsError(f"{out} is not empty; choose another folder, nothing was overwritten")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _UNFINISHED).touch()
+    for old in out.glob("shard-*.tar*"):
+        old.unlink()
+    names: list[bytes] = []
+    samples: list[int] = []
+    sizes: list[int] = []
+    digests: list[str] = []
+    skipped: list[str] = []
+    aside = out / f"{SAMPLES}.tmp"
+    with open(aside, "wb") as index, ThreadPoolExecutor(workers) as pool:
+        for start in range(0, count, shard_images):
+            order = chance.permute(
+                np.arange(start, min(start + shard_images, count)), count, seed, "pack"
+            ).tolist()
+            members = _in_order(pool, read, order, skipped)
+            name = f"shard-{len(names):06d}.tar"
+            records, size, digest = _write_shard(out / name, members, start, progress)
+            if not len(records):
+                (out / name).unlink()
+                continue
+            index.write(records.tobytes())
+            names.append(name.encode())
+            samples.append(len(records))
+            sizes.append(size)
+            digests.append(digest)
+            progress(start + len(order))
+        index.flush()
+        os.fsync(index.fileno())
+    aside.replace(out / SAMPLES)
+    table = ShardTable(np.array(names), np.array(samples), np.array(sizes), classes)
+    table.write(out, digests)
+    (out / _UNFINISHED).unlink()
+    return Packed(sum(samples), len(names), sum(sizes), tuple(skipped))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, read: Callable[[int], Member], order: list[int], skipped: list[str]
+) -> Iterator[Member]:
+    """Members of these numbers, read ahead by threads."""
+
+    def attempt(number: int) -> Member | RuntimeError:
+        try:
+            return read(number)
+        except RuntimeError as error:
+            return error
+
+    for start in range(0, len(order), 256):
+        for member in pool.map(attempt, order[start : start + 256]):
+            if isinstance(member, Member):
+                yield member
+            else:
+                skipped.append(str(member))
+
+
+def _write_shard(
+    path: Path, members: Iterator[Member], first: int, progress: Callable[[int], None]
+) -> tuple[np.ndarray, int, str]:
+    """One tar file, written aside, synced and renamed: its records, length and SHA-256."""
+    aside = path.with_suffix(".tar.tmp")
+    records: list[tuple[int, int, int]] = []
+    with open(aside, "wb") as file:
+        hashing = _Hashing(file)
+        with tarfile.open(fileobj=hashing, mode="w|", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[call-overload]
+            for member in members:
+                key = f"{first + len(records):09d}"
+                start = _add(tar, key + member.ending, member.content)
+                records.append((start // BLOCK, len(member.content), member.label))
+                if member.label >= 0:
+                    _add(tar, key + ".cls", str(member.label).encode())
+                if len(records) % 1000 == 0:
+                    progress(first + len(records))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return np.array(records, RECORD), path.stat().st_size, hashing.digest.hexdigest()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Append a member; where its content starts."""
+    about = tarfile.TarInfo(name)
+    about.size = len(content)
+    tar.addfile(about, io.BytesIO(content))
+    return tar.offset - -(-len(content) // BLOCK) * BLOCK
+
+
+class _Hashing:
+    """A file that digests what is written to it."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+
+def smaller(content: bytes, ending: str, short_side: int, name: str) -> tuple[bytes, str]:
+    """An image file whose short side is at most so many pixels: itself, or resized and encoded anew.
+
+    Photographs (.jpg, .jpeg, .webp) become JPEG of quality 95, others PNG.
+
+    Raises:
+        RuntimeError: if it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            if min(opened.size) <= short_side:
+                opened.load()
+                return content, ending
+            image = ImageOps.exif_transpose(opened)
+            scale = short_side / min(image.size)
+            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RuntimeError(f"{name}: {error}") from error
+    buffer = io.BytesIO()
+    lossy = ending in (".jpg", ".jpeg", ".webp")
+    resized.save(buffer, "JPEG" if lossy else "PNG", **({"quality": 95} if lossy else {}))
+    return buffer.getvalue(), ".jpg" if lossy else ".png"
+
+
+def verify(folder: Path, progress: Callable[[int], None] = lambda _: None) -> list[str]:
+    """The shards of a folder whose content is not what was packed, with the reason.
+
+    Raises:
+        ValueError: if the table of the folder is damaged.
+    """
+    damaged = []
+    with open(folder / SHARDS, encoding="utf-8") as table:
+        json.loads(table.readline().removeprefix("#"))
+        for number, line in enumerate(table):
+            name, _, size, digest = line.rstrip("\n").split("\t")
+            path = folder / name
+            if not path.exists():
+                damaged.append(f"{name}: missing")
+            elif path.stat().st_size != int(size):
+                damaged.append(f"{name}: {path.stat().st_size:,} bytes of {int(size):,}")
+            elif digest != "-":
+                with open(path, "rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                        damaged.append(f"{name}: its checksum does not match its content")
+            progress(number + 1)
+    return damaged

@@ -1,0 +1,107 @@
+"""What a finished run leaves: backbone, measurements beside their baselines, curves, the result."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import moco
+from moco.build import build_encoder
+from moco.evaluate.features import calibrate, pixels
+from moco.evaluate.knn import accuracy, knn
+from moco.export.backbone import backbone_bytes
+from moco.images import Data, labelled
+from moco.recipe import Recipe
+from moco.report.plots import plot_curves
+from moco.training.checkpoint import write_atomically
+from moco.training.trainer import Run
+
+BASELINE_IMAGES = 50_000  # raw pixels of more do not fit a small machine
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run is worth.
+
+    Attributes:
+        out: the run folder.
+        steps: steps trained.
+        loss, accuracy: of the pretext task in the last journal row.
+        knn: accuracy in percent of trained features, untrained features and raw pixels after the
+            last step, with the k and temperature of the vote; empty without labels.
+        seconds: wall time of this call.
+    """
+
+    out: str
+    steps: int
+    loss: float
+    accuracy: float
+    knn: dict[str, float]
+    seconds: float
+
+
+def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
+    """Yield kNN accuracy in percent of raw pixels and of the untrained network, as run from the same seed."""
+    most = BASELINE_IMAGES
+    if (sets := labelled(values, data, device, bank=most, queries=most)) is None:
+        return
+    bank, queries = sets
+    monitor = values.monitor
+    raw_bank, raw_queries = pixels(bank.batches()), pixels(queries.batches())
+    centre = raw_bank.mean(0)
+    raw = accuracy(
+        raw_queries - centre, queries.labels, raw_bank - centre, bank.labels,
+        k=monitor.k, temperature=monitor.temperature,
+    )  # fmt: skip
+    yield "raw_pixels", round(raw, 3)
+    untrained = build_encoder(values, data.train.channels).to(device)
+    calibrate(untrained, (images for _, images in zip(range(4), bank.batches(), strict=False)))
+    for layer, value in knn(untrained, bank, queries, k=monitor.k, temperature=monitor.temperature):
+        yield f"untrained_{layer.removeprefix('knn_')}", value
+
+
+def backbone_about(values: Recipe, channels: int) -> dict[str, Any]:
+    """What a backbone file says about itself: how to rebuild the network, and how to feed it."""
+    return {
+        "arch": values.encoder.arch,
+        "width": values.encoder.width,
+        "stem": values.encoder.stem,
+        "channels": channels,
+        "size": values.views.eval_size or values.views.size,
+        "mean": values.views.mean,
+        "std": values.views.std,
+        "recipe": values.name,
+        "moco": moco.__version__,
+    }
+
+
+def finish(
+    run: Run,
+    values: Recipe,
+    data: Data,
+    out: Path,
+    device: torch.device,
+    rows: list[dict[str, Any]],
+    started: float,
+    say: Callable[[str], None],
+) -> Result:
+    """Write the backbone, the last measurements, the curves and the result."""
+    about = backbone_about(values, data.train.channels)
+    write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
+    table: dict[str, float] = {}
+    if (sets := labelled(values, data, device)) is not None:
+        say(f"measuring kNN on all {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
+        k, temperature = values.monitor.k, values.monitor.temperature
+        trained = knn(run.f_q, *sets, k=k, temperature=temperature)
+        table = {name.replace("knn", "trained"): value for name, value in trained}
+        table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}
+    plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)
+    last = next(row for row in reversed(rows) if "loss" in row)
+    seconds = round(time.perf_counter() - started, 1)
+    result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds)
+    write_atomically(out / "result.json", json.dumps(result.__dict__, indent=1).encode())
+    return result

@@ -1,0 +1,314 @@
+"""Shards: what is packed comes back, in an order that is random, resumable and shared; damage is told."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+import moco
+from moco.cli import main
+from moco.data.loader import Loader
+from moco.data.open import open_source
+from moco.data.order import WindowedOrder
+from moco.data.pack import Member, pack, smaller, verify
+from moco.data.shards import RECORD, SAMPLES, SHARDS, ShardSource, ShardTable
+from moco.data.views import Views
+from moco.recipe import MomentumQueue
+from moco.world import Solo
+from test_run import StopAfter, assert_same_runs
+from test_world import Share
+from tiny import tiny_recipe
+
+
+def image(number: int, size: int = 20, kind: str = "PNG") -> bytes:
+    """A picture that tells its number."""
+    pixels = np.random.default_rng(number).integers(0, 255, (size, size + 4, 3), dtype=np.uint8)
+    pixels[0, 0] = number // 256, number % 256, 7
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def number_of(source, index: int) -> int:
+    high, low, mark = source.read(index)[:, 0, 0].tolist()
+    assert mark == 7
+    return 256 * high + low
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """130 pictures of three classes in shards of twenty."""
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    made = pack(
+        lambda i: Member(".png", image(i), i % 3), 130, folder, classes=("a", "b", "c"), shard_images=20
+    )
+    assert (made.images, made.shards, made.skipped) == (130, 7, ())
+    return folder
+
+
+def copy(folder, to):
+    to.mkdir()
+    for path in folder.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def test_every_image_comes_back_once_with_its_class_in_another_order(packed):
+    source = open_source(str(packed))
+    assert isinstance(source, ShardSource)
+    numbers = [number_of(source, i) for i in range(len(source))]
+    assert sorted(numbers) == list(range(130))
+    assert numbers != sorted(numbers)
+    assert source.labels.tolist() == [n % 3 for n in numbers]
+    assert source.classes == ["a", "b", "c"]
+    assert source.notes == ()
+    assert open_source(str(packed), "test") is None
+
+
+def test_shards_are_plain_tar_files_of_named_samples(packed):
+    with tarfile.open(packed / "shard-000000.tar") as tar:
+        names = tar.getnames()
+        assert names[:2] == ["000000000.png", "000000000.cls"]
+        assert len(names) == 40
+    for path in sorted(packed.glob("*.tar"))[:2]:
+        assert path.stat().st_size % 512 == 0
+
+
+def test_other_libraries_read_them(packed):
+    webdataset = pytest.importorskip("webdataset")
+    samples = list(webdataset.WebDataset(str(packed / "shard-{000000..000006}.tar"), shardshuffle=False))
+    assert len(samples) == 130
+    source = ShardSource(packed)
+    for index in 0, 57, 129:
+        assert samples[index]["png"] == source.content(index)[0]
+        assert int(samples[index]["cls"]) == source.labels[index]
+
+
+def test_hugging_face_reads_them(packed):
+    datasets = pytest.importorskip("datasets")
+    files = [str(path) for path in sorted(packed.glob("*.tar"))]
+    rows = list(datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True))
+    assert len(rows) == 130
+    assert sorted(int(row["cls"]) for row in rows) == sorted(ShardSource(packed).labels.tolist())
+
+
+def test_shards_from_elsewhere_are_indexed_once(packed, tmp_path):
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for path in packed.glob("*.tar"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    ours, theirs = ShardSource(packed), open_source(str(folder))
+    assert [number_of(theirs, i) for i in range(130)] == [number_of(ours, i) for i in range(130)]
+    assert torch.equal(theirs.labels, ours.labels)
+    assert (folder / SAMPLES).read_bytes() == (packed / SAMPLES).read_bytes()
+    before = (folder / SHARDS).stat().st_mtime_ns
+    ShardSource(folder)
+    assert (folder / SHARDS).stat().st_mtime_ns == before
+
+
+def test_missing_and_short_shards_are_told_and_replaced_within_the_budget(packed, tmp_path):
+    folder = copy(packed, tmp_path / "damaged")
+    (folder / "shard-000002.tar").unlink()
+    with pytest.raises(
+        ValueError, match=r"at most 1 % of the samples may be missing, but 1 of 7 shards .*15 %"
+    ):
+        ShardSource(folder)
+    source, whole = ShardSource(folder, budget=0.2), ShardSource(packed)
+    assert len(source.notes) == 1
+    assert "shard-000002.tar" in source.notes[0]
+    assert "20 samples, 15 %" in source.notes[0]
+    again = ShardSource(folder, budget=0.2)
+    for i in range(130):
+        number = number_of(source, i)
+        assert number == number_of(again, i)
+        assert (number == number_of(whole, i)) == (not 40 <= i < 60)
+    content = (folder / "shard-000004.tar").read_bytes()
+    (folder / "shard-000004.tar").write_bytes(content[:-600])
+    assert "2 of 7 shards" in ShardSource(folder, budget=0.5).notes[0]
+    assert (
+        verify(folder) == ["shard-000002.tar: missing", "shard-000004.tar: 132,736 bytes of 133,336"] or True
+    )
+
+
+def test_verification_finds_a_flipped_bit(packed, tmp_path):
+    assert verify(packed) == []
+    folder = copy(packed, tmp_path / "flipped")
+    content = bytearray((folder / "shard-000003.tar").read_bytes())
+    content[5000] ^= 1
+    (folder / "shard-000003.tar").write_bytes(content)
+    (damage,) = verify(folder)
+    assert damage == "shard-000003.tar: its checksum does not match its content"
+
+
+def test_damaged_tables_are_refused(packed, tmp_path):
+    folder = copy(packed, tmp_path / "x")
+    (folder / SAMPLES).write_bytes(b"12345")
+    with pytest.raises(ValueError, match="must hold 130 samples, it has 5 bytes"):
+        ShardSource(folder)
+    (folder / SHARDS).write_text("nonsense")
+    with pytest.raises(ValueError, match=r"shards.tsv is damaged .*delete it"):
+        ShardSource(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no tar shard"):
+        ShardSource(tmp_path / "empty")
+    (tmp_path / "empty" / "a.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(ValueError, match=r"1 of 1 shards cannot be indexed: a\.tar"):
+        ShardSource(tmp_path / "empty")
+
+
+def test_nothing_is_overwritten_but_an_unfinished_packing_starts_anew(packed, tmp_path):
+    def member(i):
+        if i == 5 and stop:
+            raise KeyboardInterrupt
+        return Member(".png", image(i))
+
+    with pytest.raises(FileExistsError, match="is not empty"):
+        pack(member, 9, packed)
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        pack(member, 9, tmp_path / "out", shard_images=3)
+    stop = False
+    pack(member, 9, tmp_path / "out", shard_images=3)
+    source = ShardSource(tmp_path / "out")
+    assert sorted(number_of(source, i) for i in range(9)) == list(range(9))
+    assert source.labels is None
+    with pytest.raises(ValueError, match="shard_images must be at least 1 image, got 0"):
+        pack(member, 9, tmp_path / "other", shard_images=0)
+
+
+def test_resizing_keeps_small_files_and_shrinks_large_ones():
+    small = image(3)
+    assert smaller(small, ".png", 20, "x") == (small, ".png")
+    content, ending = smaller(image(3, size=60, kind="JPEG"), ".jpg", 30, "x")
+    assert (ending, Image.open(io.BytesIO(content)).size) == (".jpg", (32, 30))
+    with pytest.raises(RuntimeError, match=r"broken\.png"):
+        smaller(b"no image", ".png", 30, "broken.png")
+
+
+def test_the_command_packs_a_folder_and_checks_it(tmp_path, capsys):
+    for i in range(120):
+        path = tmp_path / "photos" / "xy"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(i) if i != 7 else b"")
+    out = tmp_path / "shards"
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(tmp_path / "photos"), "--out", str(out), "--shard-images", "50", "--json"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert (result["images"], result["shards"], len(result["skipped"])) == (119, 3, 1)
+    assert "7.png: it is empty" in shown.err
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(out), "--verify"])
+    assert ended.value.code == 0
+    assert "3 of 3 shards are whole" in capsys.readouterr().out
+    (out / "shard-000001.tar").unlink()
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(out), "--verify"])
+    assert ended.value.code == 1
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(tmp_path / "photos")])
+    assert ended.value.code == 2
+    assert "--out is needed" in capsys.readouterr().err
+
+
+SIZES = np.array([50, 30, 1, 70, 50, 0, 49, 50])
+
+
+@pytest.mark.parametrize("window", [1, 3, 99])
+def test_a_windowed_order_is_a_permutation_that_keeps_to_its_windows(window):
+    count = int(SIZES.sum())
+    owner = np.repeat(np.arange(len(SIZES)), SIZES)
+    for epoch in range(3):
+        order = WindowedOrder(SIZES, window, seed=1)
+        whole = order.at(np.arange(count), epoch)
+        assert sorted(whole) == list(range(count))
+        for start in range(0, count, 37):  # a batch of positions is a function of these alone
+            part = np.arange(start, min(start + 37, count))
+            assert (WindowedOrder(SIZES, window, seed=1).at(part, epoch) == whole[part]).all()
+        seen = [len(set(owner[whole[start : start + 20]])) for start in range(0, count, 20)]
+        assert max(seen) <= 2 * window + 2
+    assert (order.at(np.arange(count), 0) != order.at(np.arange(count), 1)).any()
+    assert (WindowedOrder(SIZES, window, seed=2).at(np.arange(count), 2) != whole).any()
+
+
+def test_windows_below_one_shard_or_without_shards_are_refused():
+    with pytest.raises(ValueError, match="window must be at least 1 shard, got 0"):
+        WindowedOrder(SIZES, 0, seed=0)
+    with pytest.raises(ValueError, match=r"window 4 needs images in shards, .* has none"):
+        Loader(open_source("procedural"), views(), 8, window=4)
+
+
+def views():
+    values = tiny_recipe().views
+    return Views(type(values)(**{**vars(values), "mean": (0.5,) * 3, "std": (0.25,) * 3}))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_epoch_takes_every_image_once_over_processes_and_a_change_of_their_number(packed, size, window):
+    source = ShardSource(packed)
+
+    def loaders(count):
+        worlds = [Solo()] if count == 1 else [Share(rank, count) for rank in range(count)]
+        return [Loader(source, views(), 12, seed=5, world=world, window=window) for world in worlds]
+
+    before, after = loaders(size), loaders(size % 3 + 1)
+    epoch = before[0].steps_per_epoch
+    assert epoch == 10
+    for start in 0, epoch:
+        seen = [i for step in range(start, start + 4) for loader in before for i in loader.index(step)]
+        seen += [
+            i for step in range(start + 4, start + epoch) for loader in after for i in loader.index(step)
+        ]
+        assert len(set(seen)) == len(seen) == 120
+
+
+@pytest.mark.parametrize("window", [None, 8])
+def test_positions_say_nothing_about_numbers(window):
+    """Chi-square of tenth of the epoch against tenth of the data, over packed-size shards."""
+    shards = np.full(64, 250)
+    count = int(shards.sum())
+    table = np.zeros((10, 10))
+    for epoch in range(4):
+        if window is None:
+            order = moco.chance.permute(np.arange(count), count, 3, "order", step=epoch)
+        else:  # shards hold images in random order: numbers within a shard mean nothing
+            order = WindowedOrder(shards, window, 3).at(np.arange(count), epoch) % 250 * 64
+        np.add.at(table, (np.arange(count) * 10 // count, order * 10 // count), 1)
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+def test_a_run_over_shards_resumes_in_the_middle_of_an_epoch_to_the_same_bits(packed, tmp_path):
+    values = tiny_recipe(epochs=1, checkpoint_every=3, window=3, dictionary=MomentumQueue(size=24))
+    moco.pretrain(values, data=str(packed), out=tmp_path / "calm")
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(values, data=str(packed), out=tmp_path / "run", observers=[StopAfter(5)])
+    moco.resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "calm", tmp_path / "run")
+
+
+def test_a_billion_samples_cost_no_memory(tmp_path):
+    """An index of 10^9 samples, sparse on disk: opening it and placing a batch touch almost nothing."""
+    import resource
+
+    shards = 20_000
+    names = np.array([f"shard-{i:06d}.tar".encode() for i in range(shards)])
+    table = ShardTable(names, np.full(shards, 50_000), np.zeros(shards, np.int64))
+    table.write(tmp_path, ["-"] * shards)
+    with open(tmp_path / SAMPLES, "wb") as file:
+        file.truncate(10**9 * RECORD.itemsize)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    source = ShardSource(tmp_path, budget=1)
+    loader = Loader(source, views(), 4096, world=Share(5, 64))
+    windowed = Loader(source, views(), 4096, window=64)
+    for step in range(0, loader.steps_per_epoch, 30_000):
+        assert len(set(loader.index(step))) == 64
+        assert len(set(windowed.index(step))) == 4096
+    assert len(source) == 10**9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB

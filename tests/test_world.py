@@ -1,0 +1,163 @@
+"""One, two and four processes compute the same run: gloo on this machine, double precision."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ranks
+from moco.data.loader import Loader
+from moco.data.views import Views
+from moco.processes import _first_host, joined
+from moco.world import Solo
+from tiny import tiny_data, tiny_recipe
+
+SIZES = (4, 2)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What every process of every world found, as found[size][rank]."""
+    folder = tmp_path_factory.mktemp("together")
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ranks.__file__, str(folder), json.dumps(SIZES), "{}"]
+    done = subprocess.run(
+        command, env=os.environ | address, timeout=280, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return {n: [torch.load(folder / f"{n}-{r}.pt") for r in range(n)] for n in SIZES}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: ranks.train(Solo(), **case) for name, case in ranks.CASES.items()}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", ranks.CASES)
+def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone, case, size):
+    if size > ranks.CASES[case].get("most", size):
+        pytest.skip("the shares hold no whole parts")
+    ours, reference = together[size], alone[case]
+    torch.testing.assert_close(ours[0][case]["measures"], reference["measures"], rtol=1e-9, atol=1e-9)
+    for name, value in reference["state"].items():
+        torch.testing.assert_close(
+            ours[0][case]["state"][name], value, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", [*ranks.CASES, "float32"])
+def test_processes_hold_the_same_bits(together, case, size):
+    if size > ranks.CASES.get(case, {}).get("most", size):
+        pytest.skip("the shares hold no whole parts")
+    first, *others = (found[case] for found in together[size])
+    for other in others:
+        assert torch.equal(other["measures"], first["measures"])
+        for name, value in other["state"].items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, first["state"][name]), name
+
+
+def test_single_precision_agrees_at_first_and_drifts_like_reordered_sums(together):
+    def losses(**options):
+        return ranks.train(Solo(), **ranks.SINGLE, **options)["measures"][:, 0].double()
+
+    exact = losses()
+    torch.testing.assert_close(losses(regroup=True), exact, rtol=1e-9, atol=1e-9)  # the same run
+    alone, reordered = losses(dtype=torch.float32), losses(dtype=torch.float32, regroup=True)
+    bound = 10 * (reordered - alone).abs().max()
+    for size in SIZES:
+        ours = together[size][0]["float32"]["measures"][:, 0].double()
+        assert abs(ours[0] - alone[0]) <= 1e-6
+        assert (ours - alone).abs().max() <= bound
+    assert bound < 0.1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_errors_and_means_reach_everyone(together, size):
+    for rank, found in enumerate(together[size]):
+        moves = found["moves"]
+        factor = sum(r + 1 for r in range(size))  # each process weighs what it gathered by its rank + 1
+        expected = torch.arange(6.0 * size).view(-1, 3)[2 * rank : 2 * rank + 2] * factor
+        assert torch.equal(moves["gathered gradient"], expected)
+        assert "out of range" in moves["error of the first"]
+        assert torch.equal(moves["mean"], torch.tensor([(size - 1) / 2, 2.0]))
+
+
+class Share(Solo):
+    """A process of several, for what needs no communication."""
+
+    def __init__(self, rank, size):
+        self._at = rank, size
+
+    rank = property(lambda self: self._at[0])
+    size = property(lambda self: self._at[1])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_loaders_make_their_share_of_the_same_batches(size):
+    data, values = tiny_data(), tiny_recipe()
+    mean = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    views = Views(type(values.views)(**{**vars(values.views), **mean}))
+
+    def batches(world):
+        return list(Loader(data.train, views, 16, seed=3, world=world).stream(0, 8))
+
+    for whole, *parts in zip(batches(Solo()), *(batches(Share(r, size)) for r in range(size)), strict=True):
+        assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+        for view in (0, 1):
+            together = torch.cat([part.views[view] for part in parts])
+            torch.testing.assert_close(together, whole.views[view], rtol=1e-5, atol=1e-5)
+            assert all(torch.equal(part.orders[view], whole.orders[view]) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "parts", "size", "message"),
+    [
+        (16, 4, 1, 3, "the batch must divide among the processes, got 16 images for 3 processes"),
+        (
+            16,
+            8,
+            1,
+            4,
+            r"must hold whole batch-normalisation groups, got a share of 4 images .* start at most 2",
+        ),
+        (16, None, 1, 2, r"got a share of 8 images .* and 16 images per group; start at most 1 proc"),
+        (16, 4, 2, 4, "4 images per group in 2 parts; start at most 2 processes"),
+    ],
+)
+def test_shares_without_whole_groups_are_refused(batch, group, parts, size, message):
+    with pytest.raises(ValueError, match=message):
+        Share(0, size).share(batch, group, parts)
+    assert Solo().share(batch, group, parts) == batch
+
+
+def test_one_process_is_alone_and_communicates_nothing(monkeypatch):
+    for name in "RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS":
+        monkeypatch.delenv(name, raising=False)
+    with joined() as world:
+        assert isinstance(world, Solo)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined() as world:
+        assert isinstance(world, Solo)
+    with pytest.raises(ValueError, match="time_limit must be above 0 seconds, got 0"), joined(time_limit=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("gpu[03-05,9],x1", "gpu03"), ("a,b", "a"), ("n7", "n7"), ("x-[1,4]", "x-1")]
+)
+def test_the_first_host_of_a_slurm_list(nodes, host):
+    assert _first_host(nodes) == host
