@@ -1,9 +1,10 @@
 """Result rows from finished runs, and the tables in the documents from result rows.
 
     python benchmarks/results.py add RUN [RUN ...]    one row from runs of one recipe, one seed each
-    python benchmarks/results.py tables [--check]     write (or only compare) the tables in README.md
+    python benchmarks/results.py tables [--check]     write (or only compare) the tables in the documents
 
-A row is `results/NAME.toml`. Tables stand between `<!-- NAME -->` and `<!-- /NAME -->`; a test compares them.
+A row is `results/NAME.toml`; those of studies are written by `moco ablate --row`. Tables stand between
+`<!-- NAME -->` and `<!-- /NAME -->` in README.md and docs/; a test compares them.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import tomli_w
 
+from moco.ablate.table import markdown
 from moco.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +66,8 @@ def row(runs: list[Path]) -> dict[str, Any]:
 def table(name: str) -> str:
     """A row of results as a Markdown table."""
     values = tomllib.loads((ROOT / "results" / f"{name}.toml").read_text())
+    if "study" in values:
+        return study(values)
     knn, count = values["knn"], len(values["seeds"])
 
     def cell(metric: str) -> str:
@@ -83,6 +87,17 @@ def table(name: str) -> str:
         f"{count} seed{'s' if count > 1 else ''}; commit {values['commit']}."
     )
     return "\n".join(lines)
+
+
+def study(values: dict[str, Any]) -> str:
+    """The table of a study, with what it was measured on."""
+    minutes = values["seconds"]["total"] / 60
+    return (
+        markdown(values)
+        + f"\n`{values['command']}`: {values['runs']} runs, {minutes:.0f} minutes of "
+        + f"{', '.join(values['hardware'])}, {' or '.join(map(str, values['threads']))} thread per run; "
+        + f"commit {', '.join(values['commit'])}."
+    )
 
 
 def filled(text: str) -> str:
@@ -107,11 +122,16 @@ def main() -> None:
         values = row(call.runs)
         (ROOT / "results" / f"{values['recipe']}.toml").write_text(tomli_w.dumps(values))
         return
-    readme = ROOT / "README.md"
-    made = filled(readme.read_text())
-    if call.check and made != readme.read_text():
-        sys.exit("the tables in README.md are not those of results/; run python benchmarks/results.py tables")
-    readme.write_text(made)
+    for path in ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")):
+        made = filled(path.read_text())
+        if made == path.read_text():
+            continue
+        if call.check:
+            sys.exit(
+                f"the tables in {path.name} are not those of results/; "
+                "run python benchmarks/results.py tables"
+            )
+        path.write_text(made)
 
 
 if __name__ == "__main__":

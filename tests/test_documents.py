@@ -36,10 +36,12 @@ def test_links_lead_somewhere(path):
 def test_commands_and_recipes_exist(path):
     from moco.cli import COMMANDS
     from moco.recipes import RECIPES
+    from moco.studies import STUDIES
 
     for command, word in re.findall(r"^(?:\$ |\| `)?moco ([\w-]+) ?([\w-]*)", path.read_text(), re.M):
         assert command in COMMANDS, command
         assert command != "pretrain" or word.startswith("-") or word in RECIPES, word
+        assert command != "ablate" or word in STUDIES or word == "mine", word
 
 
 def test_make_targets_of_the_readme_exist():

@@ -36,6 +36,7 @@ _HOMES = {
     "open_source": "moco.data.open",
     "pretrain": "moco.launch",
     "resume": "moco.launch",
+    "run_study": "moco.ablate.conduct",
     "trunk": "moco.encoder",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

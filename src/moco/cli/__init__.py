@@ -26,6 +26,10 @@ COMMANDS = {
     "diagnose": ("RUN [--data IMAGES]", "how the features do, without labels"),
     "verdict": ("RUN [--data IMAGES]", "was it worth it? all of the above, in one sentence"),
     "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
+    "ablate": (
+        "STUDY --data IMAGES --out FOLDER",
+        "a study of the papers, or your own: a table and a figure",
+    ),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""

@@ -1,0 +1,178 @@
+"""The ablations of the second paper and of later work: temperature, v2's parts, networks, symmetry."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from moco.data.augmentation import Augmentation
+from moco.recipe import Cosine, InfoNCE, Recipe, Step
+from moco.studies import published
+from moco.studies.study import Axis, Cell, Study
+
+_HEADS: tuple[tuple[Literal["linear", "mlp"], str], ...] = (("linear", "linear head"), ("mlp", "MLP head"))
+_BLUR_FROM = 64  # pixels: on smaller views the blur of 224 pixels would remove what there is to see
+
+
+def temperature(base: Recipe, values: Sequence[float] = (0.07, 0.1, 0.2, 0.3, 0.4, 0.5)) -> Study:
+    """Which temperature suits the linear head of v1, and which the MLP head of v2?
+
+    Source: MoCo v2, Section 3.
+
+    Args:
+        base: a recipe with the InfoNCE loss.
+        values: temperatures.
+    """
+    if not isinstance(base.loss, InfoNCE):
+        raise ValueError(f"the study needs a base recipe with InfoNCE, {base.name} has {base.loss}")
+    cells = []
+    for head, series in _HEADS:
+        for value in values:
+            recipe = replace(
+                base, encoder=replace(base.encoder, head=head), loss=InfoNCE(temperature=float(value))
+            )
+            cells.append(Cell(f"{head}-{value:g}", recipe, float(value), series))
+    return Study(
+        name="temperature",
+        question="Which temperature suits the linear head of v1, and which the MLP head of v2?",
+        cells=tuple(cells),
+        axis=Axis("temperature", "linear"),
+        reference=cells[0].name,
+        published=(published.TEMPERATURE,),
+    )
+
+
+def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
+    """What does each part of v2 add: the MLP head, aug+, the cosine schedule, more epochs?
+
+    Source: MoCo v2, Table 1. The MLP head comes with T = 0.2; views below 64 pixels are not
+    blurred, as in the released CIFAR-10 demo.
+
+    Args:
+        base: any recipe with epochs; its head, colours, temperature and schedule are replaced.
+        values: how many times as long the last cell trains.
+    """
+    if base.epochs is None:
+        raise ValueError(f"the study needs a base recipe with epochs, {base.name} counts iterations")
+    (longer,) = values or (4,)
+    warm = base.schedule.warmup
+    steps = Step(
+        milestones=tuple(max(1, round(part * base.epochs)) for part in (0.6, 0.8)), factor=0.1, warmup=warm
+    )
+
+    def recipe(*, mlp: bool, aug: bool, cos: bool = False, times: float = 1) -> Recipe:
+        return replace(
+            base,
+            encoder=replace(base.encoder, head="mlp" if mlp else "linear"),
+            views=_colours(base.views, plus=aug),
+            loss=InfoNCE(temperature=0.2 if mlp else 0.07),
+            schedule=Cosine(warmup=warm) if cos else steps,
+            epochs=round(times * (base.epochs or 1)),
+        )
+
+    cells = (
+        Cell("v1", recipe(mlp=False, aug=False), "v1"),
+        Cell("a-mlp", recipe(mlp=True, aug=False), "(a) MLP"),
+        Cell("b-aug", recipe(mlp=False, aug=True), "(b) aug+"),
+        Cell("c-mlp-aug", recipe(mlp=True, aug=True), "(c) MLP, aug+"),
+        Cell("d-mlp-aug-cos", recipe(mlp=True, aug=True, cos=True), "(d) MLP, aug+, cos"),
+        Cell(
+            "e-longer",
+            recipe(mlp=True, aug=True, cos=True, times=longer),
+            f"(e) {'four' if longer == 4 else f'{longer:g}'} times as long",
+        ),
+    )
+    return Study(
+        name="v2",
+        question="What does each part of v2 add?",
+        cells=cells,
+        axis=Axis("parts"),
+        reference="v1",
+        published=(published.V2,),
+    )
+
+
+def architectures(base: Recipe, values: Sequence[float] = (1, 2, 4)) -> Study:
+    """What do more parameters give?
+
+    Source: MoCo, Table 1: R50, RX50, R50w2x, R50w4x. From another base than a ResNet-50 the same
+    comparison is made with its own network: widths times `values`, and eight layers more.
+
+    Args:
+        base: any recipe.
+        values: times the base's width, where the base is no ResNet-50.
+    """
+    e = base.encoder
+    if e.arch == "resnet50" and e.width is None:
+        nets = {
+            "r50": e,
+            "rx50": replace(e, arch="resnext50_32x8d"),
+            "r50w2x": replace(e, arch="resnet50w2x"),
+            "r50w4x": replace(e, arch="resnet50w4x"),
+        }
+    else:
+        width = e.width or 64
+        nets = {
+            f"{e.arch.replace('/', '-')}-w{v * width:g}": replace(e, width=int(v * width)) for v in values
+        }
+        if e.arch == "resnet10":
+            nets[f"resnet18-w{width}"] = replace(e, arch="resnet18", width=width)
+    cells = tuple(
+        Cell(name.lower().replace("_", "-"), replace(base, encoder=net), name, "MoCo")
+        for name, net in nets.items()
+    )
+    return Study(
+        name="architectures",
+        question="What do more parameters give?",
+        cells=cells,
+        axis=Axis("parameters, millions", "log10"),
+        reference=cells[0].name,
+        published=(published.ARCHITECTURES,),
+    )
+
+
+def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
+    """Is a symmetric loss worth its price, against training longer?
+
+    Source: the released CIFAR-10 demo, which sums both terms: here they are averaged, so lr is
+    doubled and weight decay halved, which gives the same weights.
+
+    Args:
+        base: a recipe with epochs and the loss in one direction.
+        values: how many times as long the third cell trains; twice costs about the same.
+    """
+    if base.epochs is None or base.symmetric:
+        raise ValueError(f"the study needs a base with epochs and symmetric off, got {base.name}")
+    (longer,) = values or (2,)
+    o = base.optimizer
+    both = replace(base, symmetric=True, optimizer=replace(o, lr=2 * o.lr, weight_decay=o.weight_decay / 2))
+    twice = "one direction, twice as long" if longer == 2 else f"one direction, {longer:g} times as long"
+    return Study(
+        name="symmetric",
+        question="Is a symmetric loss worth its price, against training longer?",
+        cells=(
+            Cell("one-direction", base, "one direction"),
+            Cell("symmetric", both, "symmetric"),
+            Cell("longer", _lengthened(base, longer), twice),
+        ),
+        axis=Axis("loss"),
+        metric="knn_output",
+        reference="one-direction",
+        published=(published.SYMMETRIC,),
+    )
+
+
+def _lengthened(base: Recipe, times: float) -> Recipe:
+    """The base with so many times its epochs, milestones at the same shares of them."""
+    schedule = base.schedule
+    if isinstance(schedule, Step):
+        milestones = tuple(round(times * epoch) for epoch in schedule.milestones)
+        schedule = replace(schedule, milestones=milestones)
+    return replace(base, epochs=round(times * (base.epochs or 1)), schedule=schedule)
+
+
+def _colours(views: Augmentation, *, plus: bool) -> Augmentation:
+    """The colour changes of v2's aug+, or of v1, on views of the same size and crops."""
+    if not plus:
+        return replace(views, hue=0.4, jitter_probability=1.0, grayscale_first=True, blur_probability=0.0)
+    blur = 0.5 if views.size >= _BLUR_FROM else 0.0
+    return replace(views, hue=0.1, jitter_probability=0.8, grayscale_first=False, blur_probability=blur)
