@@ -302,7 +302,8 @@ def test_published_numbers_stand_beside_ours_only_for_the_same_images_and_metric
         plot_study(
             tmp_path / "f.png", study, table, [], {}, images=100, classes=10, data="tiny"
         )  # fmt: skip
-        return Image.open(tmp_path / "f.png").width
+        with Image.open(tmp_path / "f.png") as image:
+            return image.width
 
     one = figure()
     assert figure(images=101) == figure(classes=9) == figure(metric="linear top-1") == 2 * one
