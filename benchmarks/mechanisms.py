@@ -126,14 +126,20 @@ def main() -> None:
     for _ in range(call.rounds):
         for size in call.sizes:
             for mechanism in MECHANISMS:
-                found.setdefault((mechanism, size), []).append(measure(mechanism, size, call))
+                told = measure(mechanism, size, call)
+                print(f"{mechanism}, K = {size}: {json.dumps(told)}", file=sys.stderr, flush=True)
+                found.setdefault((mechanism, size), []).append(told)
     rows = []
-    for (mechanism, size), told in found.items():
-        row: dict[str, Any] = {"mechanism": mechanism, "K": size, "fits": all(each["fits"] for each in told)}
+    for (mechanism, size), rounds in found.items():
+        row: dict[str, Any] = {
+            "mechanism": mechanism,
+            "K": size,
+            "fits": all(each["fits"] for each in rounds),
+        }
         row["batch"] = size if mechanism == "end-to-end" else call.batch
         if row["fits"]:
             for name in "mib", "seconds", "images_per_second":
-                row[name] = statistics.median(each[name] for each in told)
+                row[name] = statistics.median(each[name] for each in rounds)
         rows.append(row)
         print(json.dumps(row), flush=True)
     size = max(call.sizes)

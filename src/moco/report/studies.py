@@ -56,7 +56,7 @@ def plot_study(
     curves = [name for name in study.curves if any(_series(runs, name) for runs in journals.values())]
     peaks = _peaks(study, costs) if study.cost else {}
     panels = 1 + len(curves) + bool(peaks) + len(other)
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     lines = -(-panels // columns)
     figure = Figure(figsize=(5.0 * columns, 4.0 * lines), layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
@@ -68,7 +68,9 @@ def plot_study(
     for published in same:
         _published(ours, published, study, colours, hollow=True)
     seeds = f"{len(table['seeds'])} seed{'s' if len(table['seeds']) > 1 else ''}"
-    _label(ours, f"ours: {data}, {images:,} images, {seeds}", _name(study.metric), study.axis.label)
+    _label(
+        ours, f"ours: {Path(data).name}, {images:,} images, {seeds}", _name(study.metric), study.axis.label
+    )
     for name in curves:
         axis = axes.pop(0)
         _over_epochs(axis, study, journals, name, colours)
@@ -176,12 +178,12 @@ def _published(axis: Axes, published: Published, study: Study, colours, *, hollo
             )  # fmt: skip
         for point, value in there:
             if point.note and isinstance(point.x, int | float):
-                _note(axis, point.x, value, point.note, colour)
+                _note(axis, point.x, value, point.note, colour, above=series == "MoCo")
         for point in points:
             if point.value is None:
                 _at_the_bottom(axis, words.get(str(point.x), point.x), point.note.partition(":")[0])
     if hollow or any(point.series for point in published.points):
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, frameon=False, loc="lower right" if study.axis.scale == "log10" else "best")
     if not hollow and not over_epochs:
         _scale(axis, study, [point.x for point in published.points])
 
@@ -247,7 +249,7 @@ def _scale(axis: Axes, study: Study, places: Sequence[float | str]) -> None:
         words = _places(study)
         for place in places:
             words.setdefault(str(place), len(words))
-        short = max(len(word) for word in words) < 12
+        short = len(words) * max(len(word) for word in words) < 50
         axis.set_xticks(
             list(words.values()), list(words), rotation=0 if short else 20, ha="center" if short else "right"
         )
@@ -260,10 +262,20 @@ def _scale(axis: Axes, study: Study, places: Sequence[float | str]) -> None:
         ticks = sorted({float(place) for place in places})
         if study.axis.scale == "log2":
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        else:
+            round_ones = [factor * 10.0**power for power in range(-3, 4) for factor in (1, 3)]
+            low, high = ticks[0] / 1.3, ticks[-1] * 2.2  # names stand to the right
+            shown = [tick for tick in round_ones if low <= tick <= high] or ticks
+            axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
+            axis.set_xlim(low, high)
 
 
-def _note(axis: Axes, x: float, y: float, text: str, colour: str) -> None:
-    axis.annotate(text, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+def _note(axis: Axes, x: float, y: float, text: str, colour: str, *, above: bool = False) -> None:
+    """A name at a point: to its right, or above it."""
+    axis.annotate(
+        text, (x, y), xytext=(0, 6) if above else (5, -3), textcoords="offset points",
+        ha="center" if above else "left", fontsize=7, color=colour,
+    )  # fmt: skip
 
 
 def _at_the_bottom(axis: Axes, x: Any, text: str) -> None:
