@@ -68,6 +68,8 @@ def table(name: str) -> str:
     values = tomllib.loads((ROOT / "results" / f"{name}.toml").read_text())
     if "study" in values:
         return study(values)
+    if "steps" in values:
+        return steps(values)
     knn, count = values["knn"], len(values["seeds"])
 
     def cell(metric: str) -> str:
@@ -98,6 +100,18 @@ def study(values: dict[str, Any]) -> str:
         + f"{', '.join(values['hardware'])}, {' or '.join(map(str, values['threads']))} thread per run; "
         + f"commit {', '.join(values['commit'])}."
     )
+
+
+def steps(values: dict[str, Any]) -> str:
+    """Memory and time of single steps."""
+    lines = [
+        "| mechanism | K | batch | peak memory, MiB | processor seconds per step |",
+        "|---|---|---|---|---|",
+    ]
+    for of in values["steps"]:
+        worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
+        lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
+    return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])
 
 
 def filled(text: str) -> str:

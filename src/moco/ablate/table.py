@@ -152,12 +152,13 @@ def markdown(table: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     told = [f"{BASELINES[name]} {_number(value, name)}" for name, value in table["baselines"].items()]
-    seeds = f"{len(table['seeds'])} seed{'s' if len(table['seeds']) > 1 else ''}"
-    note = f"Percent (loss: nats), mean ± standard deviation over {seeds}"
+    note = "Percent (loss: nats), mean ± standard deviation over n seeds"
     if against:
         note += f"; against: paired difference of {COLUMNS.get(table['metric'], table['metric'])}"
         note += " with its 95 % interval"
     lines.append(note + ("; " + ", ".join(told) if told else "") + ".")
+    if table["open"]:
+        lines.append(f"{table['open']} runs are open.")
     return "\n".join(lines) + "\n"
 
 

@@ -124,6 +124,6 @@ def _command(words: list[str]) -> str:
             skip = False
         elif word in ("--out", "--row", "--jobs", "--most", "--minutes", "--workers"):
             skip = True
-        else:
+        elif word not in ("--no-estimate", "--estimate", "--json"):
             kept.append(Path(word).name if os.sep in word else word)
     return "moco ablate " + " ".join(kept)
