@@ -1,6 +1,7 @@
 """Result rows from finished runs, and the tables in the documents from result rows.
 
     python benchmarks/results.py add RUN [RUN ...]    one row from runs of one recipe, one seed each
+    python benchmarks/results.py verdict RUN NAME     one row from a run's verdict.json
     python benchmarks/results.py tables [--check]     write (or only compare) the tables in the documents
 
 A row is `results/NAME.toml`; those of studies are written by `moco ablate --row`. Tables stand between
@@ -68,6 +69,8 @@ def table(name: str) -> str:
     values = tomllib.loads((ROOT / "results" / f"{name}.toml").read_text())
     if "study" in values:
         return study(values)
+    if "sentence" in values:
+        return verdict(values)
     if "steps" in values:
         return steps(values)
     knn, count = values["knn"], len(values["seeds"])
@@ -87,6 +90,78 @@ def table(name: str) -> str:
         f"({values['precision']}); "
         f"k = {knn['k']}, T = {knn['temperature']}, all test images, last step, "
         f"{count} seed{'s' if count > 1 else ''}; commit {values['commit']}."
+    )
+    return "\n".join(lines)
+
+
+def verdict_row(run: Path) -> dict[str, Any]:
+    """What `moco verdict` found, with what the run was."""
+    values, about = read_run(run)
+    found = json.loads((run / "verdict.json").read_text())
+    keep = ("sentence", "outcome", "images", "test_images", "classes", "repeats", "seconds", "knn")
+    result = {name: found[name] for name in keep} | {
+        "command": f"moco verdict RUN --data {Path(found['data']).name}",
+        "recipe": values.name,
+        "epochs": values.epochs,
+        "seed": values.seed,
+        "hardware": f"{about['hardware']}",
+        "torch": about["torch"],
+        "diagnostics": found["diagnostics"],
+    }
+    if found["supervised_top1"] is not None:
+        result["supervised_top1"] = found["supervised_top1"]
+    result["rows"] = [_finite(row) for row in found["rows"]]
+    return result
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what TOML cannot say, and without the value of every split."""
+    curves = {
+        name: [
+            {k: round(v, 2) if isinstance(v, float) else v for k, v in p.items() if k != "values"}
+            for p in points
+        ]
+        for name, points in row.items()
+        if isinstance(points, list)
+    }
+    return {name: value for name, value in row.items() if value is not None} | curves
+
+
+def verdict(values: dict[str, Any]) -> str:
+    """Protocols and few labels of every start, differences from the supervised row in brackets."""
+    rows = values["rows"]
+    supervised = (row for row in rows if row["name"].startswith("supervised"))
+    reference: dict[str, Any] = next(supervised, {})
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        if name not in row:
+            return "-"
+        if row is reference or name not in reference:
+            return f"{row[name]:.1f}"
+        gap = row[name] - reference[name]
+        return f"{row[name]:.1f} ({gap:+.1f}){'*' if gap >= 0.5 else ''}"
+
+    lines = ["| top-1, % | kNN, trunk | kNN, head output | linear, all labels |", "|---|---|---|---|"]
+    for row in rows:
+        cells = " | ".join(cell(row, name) for name in ("knn_trunk", "knn_output", "linear"))
+        lines.append(f"| {row['name']} | {cells} |")
+    for kind, title in ("few_labels", "frozen"), ("few_labels_fine_tuned", "fine-tuned"):
+        curves = [row for row in rows if row[kind]]
+        if not curves:
+            continue
+        points = curves[0][kind]
+        lines += ["", f"| few labels, {title} | " + " | ".join(p["amount"] for p in points) + " |"]
+        lines.append("|---" * (len(points) + 1) + "|")
+        for row in curves:
+            cells = " | ".join(f"{p['mean']:.1f} ± {p['high'] - p['mean']:.1f}" for p in row[kind])
+            lines.append(f"| {row['name']} | {cells} |")
+    lines += ["", f"> {values['sentence']}", ""]
+    lines.append(
+        f"`{values['command']}` after recipe `{values['recipe']}`, {values['epochs']} epochs, seed "
+        f"{values['seed']}: {values['images']:,} training and {values['test_images']:,} test images, "
+        f"{values['classes']} classes; linear is logistic regression on cached features; ± is the 95 % "
+        f"interval over {values['repeats']} splits (3 where fine-tuned); k = {values['knn']['k']}, "
+        f"T = {values['knn']['temperature']}; {values['seconds'] / 60:.0f} minutes on {values['hardware']}."
     )
     return "\n".join(lines)
 
@@ -130,11 +205,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add")
     add.add_argument("runs", nargs="+", type=Path)
+    judged = commands.add_parser("verdict")
+    judged.add_argument("run", type=Path)
+    judged.add_argument("name")
     commands.add_parser("tables").add_argument("--check", action="store_true")
     call = parser.parse_args()
     if call.command == "add":
         values = row(call.runs)
         (ROOT / "results" / f"{values['recipe']}.toml").write_text(tomli_w.dumps(values))
+        return
+    if call.command == "verdict":
+        (ROOT / "results" / f"{call.name}.toml").write_text(tomli_w.dumps(verdict_row(call.run)))
         return
     for path in ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")):
         made = filled(path.read_text())
