@@ -29,7 +29,7 @@ from moco.training.journal import read
 Say = Callable[[str], None]
 RAW_SIDE, RAW_DIRECTIONS = 24, 256
 _FEW_LABEL_STEPS = 200
-_FEW_LABEL_BATCH = 64
+_FEW_LABEL_BATCH = 32
 DIAGNOSTIC_IMAGES = 2000
 
 
@@ -157,7 +157,7 @@ def supervised(
 
 
 def by_training(setting: Setting, start: Start) -> Learner:
-    """Fine-tuning on few labels: about 200 steps of at most 64 images, the paper's learning rates."""
+    """Fine-tuning on few labels: about 200 steps of at most 32 images, the paper's learning rates."""
     test = setting.test.plain(start.values, setting.device)
 
     def learn(splits: Tensor) -> Tensor:

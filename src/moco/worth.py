@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from moco.assess import DIAGNOSTIC_IMAGES, Say, by_training, counterpart, raw_pixels, supervised
@@ -21,6 +23,7 @@ from moco.training.checkpoint import write_atomically
 
 TRAINED_REPEATS = 3
 TRAINED_LABELS = 1000  # more labels than these are not fine-tuned on repeatedly
+TRAINED_AMOUNTS = 2  # the largest of those that are left
 
 
 @dataclasses.dataclass
@@ -64,7 +67,8 @@ def verdict(
         others: weights from elsewhere, as for `moco.starts.other_start`.
         with_supervised: also train the same network on the same images with their labels, for as many
             epochs as the run, into the run's folder `supervised`; done once.
-        finetune: also fine-tune on few labels, from the run and from scratch.
+        finetune: also fine-tune on few labels, from the run and from scratch, with the two largest amounts
+            of at most 1,000.
         amounts: of labels.
         repeats: splits of each amount; fine-tuning takes the first three.
         say: told what is going on.
@@ -94,7 +98,8 @@ def verdict(
         start = other_start(setting, str(folder), name="supervised, all labels")
         rows[start.name] = measure(setting, start, curve=False, **options)
     if finetune:
-        few = [a for a in amounts if _count(setting, a) <= TRAINED_LABELS]
+        counts = {_count(setting, a): a for a in amounts if _count(setting, a) <= TRAINED_LABELS}
+        few = [counts[count] for count in sorted(counts)[-TRAINED_AMOUNTS:]]
         for start in ours, untrained:
             say(f"{start.name}: fine-tuning on few labels")
             rows[start.name].trained = few_label_curve(
@@ -165,10 +170,12 @@ def _knn(setting: Setting, train: Tensor, test: Tensor) -> float:
 
 
 def _count(setting: Setting, amount: Amount) -> float:
+    """Labelled images of an amount, or infinity where a class has too few."""
+    fewest = int(torch.bincount(setting.train.labels)[setting.train.labels.unique()].min())
     if amount.per_class is not None:
-        return amount.per_class * setting.classes
+        return amount.per_class * setting.classes if amount.per_class <= fewest else math.inf
     assert amount.share is not None
-    return amount.share * len(setting.train.labels)
+    return round(amount.share * len(setting.train.labels))
 
 
 def _conclude(setting: Setting, rows: dict[str, Row], elsewhere: list[str]) -> dict[str, Any]:
