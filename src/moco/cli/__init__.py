@@ -26,6 +26,7 @@ COMMANDS = {
     "diagnose": ("RUN [--data IMAGES]", "how the features do, without labels"),
     "verdict": ("RUN [--data IMAGES]", "was it worth it? all of the above, in one sentence"),
     "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
+    "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
