@@ -85,7 +85,7 @@ def test_other_libraries_read_them(packed):
     assert len(samples) == 130
     source = ShardSource(packed)
     for index in 0, 57, 129:
-        assert samples[index]["png"] == source.content(index)[0]
+        assert samples[index]["png"] == source.content(index)
         assert int(samples[index]["cls"]) == source.labels[index]
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from moco.data.encoded import FolderSource
 from moco.data.open import open_source
 from moco.data.procedural import CLASSES, procedural
-from moco.data.source import ArraySource, FolderSource
+from moco.data.reading import Reading
+from moco.data.source import ArraySource
 
 
 def write(path: Path, mode="RGB", size=(20, 14), colour=None):
@@ -20,11 +22,15 @@ def write(path: Path, mode="RGB", size=(20, 14), colour=None):
     return path
 
 
+def names(source):
+    return [source.sample_name(i) for i in range(len(source))]
+
+
 def test_flat_folder_has_images_in_order_and_no_labels(tmp_path):
     for name in "b.png", "a.jpg", "c.PNG", "notes.txt":
         write(tmp_path / name) if name != "notes.txt" else (tmp_path / name).write_text("no image")
     source = FolderSource(tmp_path)
-    assert source.paths == ["a.jpg", "b.png", "c.PNG"]
+    assert names(source) == ["a.jpg", "b.png", "c.PNG"]
     assert source.labels is None
     assert source.read(0).shape == (3, 14, 20)
 
@@ -55,17 +61,14 @@ def test_train_and_test_folders_are_the_splits(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_eight_bit_modes_become_rgb(tmp_path, mode):
+def test_a_set_of_one_kind_keeps_its_channels_and_grey_among_colour_is_rgb(tmp_path, mode):
     suffix = "tif" if mode == "CMYK" else "png"
     source = FolderSource(write(tmp_path / f"x.{suffix}", mode, colour=1 if mode == "1" else None).parent)
-    assert source.read(0).shape == (3, 14, 20)
-    assert source.read(0).dtype == torch.uint8
-
-
-def test_more_than_eight_bits_are_refused_by_name_instead_of_clipped(tmp_path):
-    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(RuntimeError, match=r"deep.png has pixels of mode I;16.*more than 8 bits"):
-        FolderSource(tmp_path).read(0)
+    channels = 1 if mode in ("1", "L", "LA") else 3
+    assert source.read(0).shape == (channels, 14, 20)
+    assert source.dtype == source.read(0).dtype == torch.uint8
+    write(tmp_path / "y.png")
+    assert FolderSource(tmp_path).read(0).shape == (3, 14, 20)
 
 
 def test_broken_files_are_named(tmp_path):
@@ -82,19 +85,27 @@ def test_orientation_is_applied(tmp_path):
     assert FolderSource(tmp_path).read(0).shape == (3, 20, 14)
 
 
-def test_link_loops_end(tmp_path):
-    write(tmp_path / "sub" / "x.png")
-    write(tmp_path / "y.png")
-    os.symlink(tmp_path, tmp_path / "sub" / "again")
-    os.symlink(tmp_path / "sub", tmp_path / "twin")
-    assert FolderSource(tmp_path).paths == ["sub/x.png", "y.png"]
+def test_links_are_not_followed_unless_asked_for_and_their_loops_end(tmp_path):
+    write(tmp_path / "elsewhere" / "secret.png")
+    root = tmp_path / "root"
+    write(root / "sub" / "x.png")
+    write(root / "y.png")
+    os.symlink(root, root / "sub" / "again")
+    os.symlink(root / "sub", root / "twin")
+    os.symlink(tmp_path / "elsewhere", root / "out")
+    os.symlink(tmp_path / "elsewhere" / "secret.png", root / "link.png")
+    source = FolderSource(root)
+    assert names(source) == ["y.png", "sub/x.png"]
+    assert source.index.skipped == {"symbolic links (--reading.follow-links)": 4}
+    followed = FolderSource(root, reading=Reading(follow_links=True))
+    assert sorted(Path(name).name for name in names(followed)) == ["link.png", "secret.png", "x.png", "y.png"]
 
 
 def test_run_folders_are_no_images(tmp_path):
     write(tmp_path / "x.png")
     write(tmp_path / "runs" / "first" / "views.png")
     (tmp_path / "runs" / "first" / "recipe.toml").touch()
-    assert FolderSource(tmp_path).paths == ["x.png"]
+    assert names(FolderSource(tmp_path)) == ["x.png"]
 
 
 def test_test_images_have_the_classes_of_the_training_images(tmp_path):
@@ -147,17 +158,25 @@ def test_arrays(tmp_path, shape):
 
 
 def test_impossible_arrays_are_refused(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.float32))
-    with pytest.raises(ValueError, match=r"must be uint8 .* got float32 of shape \(2, 1, 4, 4\)"):
+    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.int64))
+    with pytest.raises(
+        ValueError, match=r"must be uint8, uint16 or float32 .* got int64 of shape \(2, 1, 4, 4\)"
+    ):
         open_source(str(tmp_path / "x.npz"))
     np.savez(tmp_path / "y.npz", pictures=np.zeros(2))
     with pytest.raises(ValueError, match="has no array 'images', it has pictures"):
         open_source(str(tmp_path / "y.npz"))
     with pytest.raises(ValueError, match=r"labels must be one class number .* shape \(3,\) for 2 images"):
         ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
-    (tmp_path / "z.txt").write_text("")
-    with pytest.raises(ValueError, match=r"neither .npz nor .npy"):
-        open_source(str(tmp_path / "z.txt"))
+    with pytest.raises(
+        ValueError, match=r"groups must be one number per image, .* shape \(3,\) for 2 images"
+    ):
+        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), groups=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"must hold finite values"):
+        ArraySource(torch.full((2, 1, 4, 4), float("nan")))
+    (tmp_path / "z.dat").write_text("")
+    with pytest.raises(ValueError, match=r"is a file but none of .npz .npy .zip .tar .txt .csv"):
+        open_source(str(tmp_path / "z.dat"))
 
 
 def test_digits_are_scikit_learns():

@@ -25,6 +25,7 @@ _HOMES = {
     "backbone_metadata": "moco.export.backbone",
     "diagnose": "moco.evaluate.diagnostics",
     "few_label_curve": "moco.evaluate.fewlabel",
+    "inflate_stem": "moco.encoder",
     "info_nce": "moco.loss",
     "knn_predict": "moco.evaluate.knn",
     "linear_grid": "moco.evaluate.linear",

@@ -247,7 +247,9 @@ def diagnose_run(
     """
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
-    views = pairs(values, open_data(data if data is not None else run["data"]), where, count=images)
+    views = pairs(
+        values, open_data(data if data is not None else run["data"], values.reading), where, count=images
+    )
     rows = [row for row in read(out / "journal.jsonl") if "retrieval" in row]
     return {**dict(diagnose(trained_encoder(out, where), views())), "images": images, "trend": trend(rows)}
 

@@ -16,12 +16,22 @@ class Batch:
         orders: for each view, the permutation of the global batch in which it passes a key encoder
             that shuffles, (N,) for one process.
         step: the step the batch belongs to.
+        group: (N,) number of the group of each image, or None. Images of a group are never each
+            other's negatives.
+        unreadable: name and reason of each image that could not be read and was replaced here.
     """
 
     views: tuple[Tensor, Tensor]
     index: Tensor
     orders: tuple[Tensor, Tensor]
     step: int
+    group: Tensor | None = None
+    unreadable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def identity(self) -> Tensor:
+        """(N,) what must not be told apart: the group of each image, or else its sample index."""
+        return self.index if self.group is None else self.group
 
     def pairs(self, *, symmetric: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (query view, key view, order of the key view); with `symmetric`, the roles swapped too."""

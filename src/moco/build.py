@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moco import chance, dictionary, encoder, keys, loss, recipe
-from moco.data.loader import Loader, measure
+from moco.data.loader import Loader
+from moco.data.statistics import fitted
 from moco.data.views import Views
 from moco.evaluate.diagnostics import diagnose, trend
 from moco.evaluate.knn import knn
@@ -23,22 +24,19 @@ from moco.world import World
 def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.Recipe:
     """The recipe with what it leaves open filled in from the images and the device.
 
+    Images of other than three channels have their statistics measured where the recipe has those of
+    photographs, and where images come in groups their keys are masked.
+
     Raises:
         ValueError: if the recipe's mean is not that of images with so many channels.
     """
-    views = values.views
-    if views.mean is not None and len(views.mean) != data.train.channels:
-        raise ValueError(
-            f"views.mean has {len(views.mean)} values but {data.train.name} has images of "
-            f"{data.train.channels} channels; measure it with --views.mean None --views.std None"
-        )
-    if views.mean is None:
-        mean, std = measure(data.train)
-        views = dataclasses.replace(views, mean=mean, std=std)
+    views, table = fitted(values.views, data.train), values.dictionary
+    if data.train.groups is not None and isinstance(table, recipe.MomentumQueue | recipe.MemoryBank):
+        table = dataclasses.replace(table, mask_own=True)
     precision = values.precision
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    return dataclasses.replace(values, views=views, precision=precision)
+    return dataclasses.replace(values, views=views, dictionary=table, precision=precision)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -80,8 +78,10 @@ def build_keys(values: recipe.Recipe, f_q: encoder.Encoder) -> keys.KeyEncoder:
             return keys.QueryKeys()
 
 
-def build_dictionary(values: recipe.Recipe, images: int, world: World | None = None) -> dictionary.Dictionary:
-    """The recipe's dictionary for a number of images.
+def build_dictionary(
+    values: recipe.Recipe, images: int, world: World | None = None, groups: Tensor | None = None
+) -> dictionary.Dictionary:
+    """The recipe's dictionary for a number of images, which may come in groups.
 
     Raises:
         ValueError: if a queue without masking is as large as the data set.
@@ -106,6 +106,7 @@ def build_dictionary(values: recipe.Recipe, images: int, world: World | None = N
                 momentum=momentum,
                 per_query=per_query,
                 mask_own=mask_own,
+                groups=groups,
                 seed=values.seed,
                 world=world,
             )
@@ -177,7 +178,7 @@ def build(
     )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)
-    table = build_dictionary(values, len(data.train), world).to(device)
+    table = build_dictionary(values, len(data.train), world, data.train.groups).to(device)
     criterion = build_loss(values, len(data.train), world)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
@@ -220,6 +221,8 @@ def build(
         steps=steps,
         steps_per_epoch=loader.steps_per_epoch,
         batch_size=values.batch,
+        images=len(data.train),
+        unreadable_budget=values.reading.budget,
         measure=measure_features,
         measure_every=values.monitor.every,
         interpreter=_interpreter(values),

@@ -36,6 +36,24 @@ class Dictionary(nn.Module, ABC):
     def enqueue(self, k: Float[Tensor, "N C"], batch: Batch, world: World) -> None:
         """Take in the batch's keys, of all processes in rank order."""
 
+    @abstractmethod
+    def identities(self, batch: Batch, world: World) -> Tensor | None:
+        """What `Batch.identity` was of each negative, (K,) or (N, K); None if nothing is masked."""
+
+    @torch.no_grad()
+    def masked(self, batch: Batch, world: World) -> Tensor:
+        """Share of the batch's negatives that are left out, because they are of the query's own image
+        or group; a scalar that stays on the device."""
+        negatives = self.identities(batch, world)
+        own = batch.identity
+        if negatives is None:
+            return torch.zeros((), device=own.device)
+        if negatives.dim() == 2:
+            return (negatives == own[:, None]).float().mean()
+        ordered = negatives.sort().values  # counting matches one by one would take N x K comparisons
+        first, last = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
+        return (last - first).sum() / (len(own) * len(ordered))
+
 
 class MomentumQueue(Dictionary):
     """The last K keys, oldest out first; they serve every query as negatives.
@@ -46,8 +64,8 @@ class MomentumQueue(Dictionary):
     Args:
         size: K, at least 1; 65,536 in the paper.
         dim: C.
-        mask_own: leave out keys of the query's own image. Needed once K reaches the number of
-            images, where each image would meet its own earlier keys as negatives.
+        mask_own: leave out keys of the query's own image, or group. Needed once K reaches the number
+            of images, where each image would meet its own earlier keys as negatives.
         seed: of the initial keys.
 
     Raises:
@@ -71,12 +89,15 @@ class MomentumQueue(Dictionary):
     def lookup(self, k, batch, world):
         if not self.mask_own:
             return Entries(k, self.keys)
-        return Entries(k, self.keys, batch.index, self.index)
+        return Entries(k, self.keys, batch.identity, self.index)
+
+    def identities(self, batch, world):
+        return self.index if self.mask_own else None
 
     @torch.no_grad()
     def enqueue(self, k, batch, world):
         size = len(self.keys)
-        k, index = world.gather(k), world.gather(batch.index)
+        k, index = world.gather(k), world.gather(batch.identity)
         self.enqueued += len(k)
         k, index = k[-size:], index[-size:]
         start = (self.enqueued - len(k)) % size
@@ -112,7 +133,10 @@ class InBatch(Dictionary):
     """
 
     def lookup(self, k, batch, world):
-        return Entries(k, world.gather(k), batch.index, world.gather(batch.index))
+        return Entries(k, world.gather(k), batch.identity, self.identities(batch, world))
+
+    def identities(self, batch, world):
+        return world.gather(batch.identity)
 
     def enqueue(self, k, batch, world):
         """Nothing outlives the step."""
@@ -131,7 +155,8 @@ class MemoryBank(Dictionary):
         momentum: m of the representation in [0, 1); 0.5 in InstDisc. Not the momentum of an encoder.
         per_query: draw K negatives for each query, as InstDisc does, at N * K * C numbers of
             memory; otherwise the queries of a step share K draws.
-        mask_own: leave out draws of the query's own slot (InstDisc keeps them).
+        mask_own: leave out draws of the query's own slot, or of its group (InstDisc keeps them).
+        groups: (images,) group of each image, or None.
         seed: of the initial slots and the draws.
         memory: bytes the bank may take; None allows three quarters of this machine's.
         world: the processes that hold the bank between them, images / size slots each.
@@ -153,6 +178,7 @@ class MemoryBank(Dictionary):
         momentum: float = 0.5,
         per_query: bool = False,
         mask_own: bool = False,
+        groups: Tensor | None = None,
         seed: int = 0,
         memory: int | None = None,
         world: World | None = None,
@@ -182,8 +208,22 @@ class MemoryBank(Dictionary):
         self.images, self.dealt = images, {"slots": images}
         self.size, self.momentum, self.per_query = size, momentum, per_query
         self.mask_own, self.seed = mask_own, seed
+        self.groups: Tensor | None
+        self.register_buffer("groups", groups, persistent=False)
 
     def lookup(self, k, batch, world):
+        drawn = self._drawn(batch)
+        own = (batch.identity, self.identities(batch, world)) if self.mask_own else (None, None)
+        return Entries(world.fetch(self.slots, batch.index), world.fetch(self.slots, drawn), *own)
+
+    def identities(self, batch, world):
+        if not self.mask_own:
+            return None
+        drawn = self._drawn(batch)
+        return drawn if self.groups is None else self.groups[drawn]
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """Slots that are the batch's negatives; a function of the step alone."""
         if self.per_query:
             rows = batch.index.cpu().numpy()
             draws = chance.uniform(self.seed, "bank draws", rows, self.size, step=batch.step)
@@ -191,9 +231,7 @@ class MemoryBank(Dictionary):
         else:
             generator = chance.generator(self.seed, "bank draws", batch.step)
             drawn = torch.randint(self.images, (self.size,), generator=generator)
-        drawn = drawn.to(self.slots.device)
-        own = (batch.index, drawn) if self.mask_own else (None, None)
-        return Entries(world.fetch(self.slots, batch.index), world.fetch(self.slots, drawn), *own)
+        return drawn.to(self.slots.device)
 
     @torch.no_grad()
     def enqueue(self, k, batch, world):

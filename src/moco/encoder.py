@@ -129,3 +129,26 @@ def _set_channels(net: nn.Module, channels: int) -> None:
         }
         new = nn.Conv2d(channels, first.out_channels, bias=first.bias is not None, **options)
         net.set_submodule(name, new)
+
+
+@torch.no_grad()
+def inflate_stem(weights: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Weights of a network for images of other channels, from those of the same network for RGB.
+
+    The first convolution is averaged over the channels it had and spread over those it gets, so an
+    image of equal channels gives the features that an RGB image of equal channels gave.
+
+    Args:
+        weights: state dict of the network for RGB.
+        net: the network for the other number of channels.
+
+    Raises:
+        ValueError: if the networks differ in more than the channels of their first convolution.
+    """
+    name, first = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    key = f"{name}.weight"
+    if key not in weights or weights[key].shape[0] != first.out_channels:
+        raise ValueError(f"the weights must be those of the same network, got none for its {key}")
+    old, channels = weights[key], first.in_channels
+    mean = old.mean(1, keepdim=True) * (old.shape[1] / channels)
+    return weights | {key: mean.expand(-1, channels, -1, -1).clone()}

@@ -34,6 +34,7 @@ class Result:
         knn: accuracy in percent of trained features, untrained features and raw pixels after the
             last step, with the k and temperature of the vote; empty without labels.
         seconds: wall time of this call.
+        unreadable: images that could not be read and were replaced; `quarantine.jsonl` names them.
     """
 
     out: str
@@ -42,6 +43,7 @@ class Result:
     accuracy: float
     knn: dict[str, float]
     seconds: float
+    unreadable: int = 0
 
 
 def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
@@ -72,6 +74,7 @@ def backbone_about(values: Recipe, channels: int) -> dict[str, Any]:
         "stem": values.encoder.stem,
         "channels": channels,
         "size": values.views.eval_size or values.views.size,
+        "range": values.views.range,
         "mean": values.views.mean,
         "std": values.views.std,
         "recipe": values.name,
@@ -102,6 +105,7 @@ def finish(
     plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)
     last = next(row for row in reversed(rows) if "loss" in row)
     seconds = round(time.perf_counter() - started, 1)
-    result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds)
+    unreadable = sum("unreadable" in row for row in rows)
+    result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds, unreadable)
     write_atomically(out / "result.json", json.dumps(result.__dict__, indent=1).encode())
     return result

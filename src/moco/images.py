@@ -43,10 +43,11 @@ class Portion:
 
     def plain(self, values: recipe.Recipe, device: torch.device) -> Labelled:
         """Unaugmented, normalised, in the order of the indices."""
-        views = Views(values.views)
-        return Labelled(
-            functools.partial(plain_batches, self.source, views, self.indices, device=device), self.labels
+        views, unreadable = Views(values.views), set[int]()
+        batches = functools.partial(
+            plain_batches, self.source, views, self.indices, device=device, unreadable=unreadable
         )
+        return Labelled(batches, self.labels, unreadable)
 
     def crops(
         self,

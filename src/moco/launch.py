@@ -12,7 +12,9 @@ import torch
 from moco import processes, recipe_file
 from moco.build import build, build_encoder, resolve
 from moco.data.loader import Loader
-from moco.data.open import EMBEDDED, open_source
+from moco.data.open import locate, open_source
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
 from moco.data.views import Views
 from moco.encoder import Encoder
 from moco.evaluate.knn import knn
@@ -34,6 +36,7 @@ def pretrain(
     *,
     data: str,
     out: str | Path,
+    quarantine: str | Path | None = None,
     device: str = "auto",
     workers: int = 2,
     observers: Sequence[Observer] = (),
@@ -45,6 +48,7 @@ def pretrain(
         recipe: a recipe, or the name of one.
         data: what `open_source` takes.
         out: the run folder; it must be new, or hold this very run.
+        quarantine: a list of files to leave out, of `moco doctor` or of an earlier run.
         device: "auto", "cpu", "cuda" or "mps".
         workers: decoding threads of each process.
         observers: told about progress, by the first process.
@@ -63,16 +67,15 @@ def pretrain(
         RuntimeError: if anything else fails after work has begun, such as an image file.
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
-    if data not in EMBEDDED and (path := Path(data).expanduser()).exists():
-        data = str(path.resolve())
+    spec = locate(data), str(Path(quarantine).resolve()) if quarantine else ""
     out = Path(out)
     with processes.joined(time_limit=time_limit) as world:
         where = choose_device(device, world)
         world.first(lambda: _refuse_foreign(out))
-        images = _open_once(data, world)
+        images = _open_once(spec, recipe.reading, world)
         values = world.first(lambda: resolve(recipe, images, where))
-        world.first(lambda: _refuse_another(out, values, data))
-        return _run(values, data, images, out, where, workers, observers, world)
+        world.first(lambda: _refuse_another(out, values, spec))
+        return _run(values, spec, images, out, where, workers, observers, world)
 
 
 def resume(
@@ -95,8 +98,9 @@ def resume(
     out = Path(out)
     with processes.joined(time_limit=time_limit) as world:
         values, run = world.first(lambda: read_run(out))
-        images = _open_once(run["data"], world)
-        return _run(values, run["data"], images, out, choose_device(device, world), workers, observers, world)
+        spec = run["data"], run["quarantine"]
+        images = _open_once(spec, values.reading, world)
+        return _run(values, spec, images, out, choose_device(device, world), workers, observers, world)
 
 
 def choose_device(name: str, world: World | None = None) -> torch.device:
@@ -123,11 +127,12 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
     return device
 
 
-def open_data(spec: str) -> Data:
-    """The training and, where there are any, test images of a specification."""
-    train_images = open_source(spec, "train")
+def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -> Data:
+    """The training and, where there are any, test images of a specification, less a quarantine list."""
+    listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
+    train_images = open_source(spec, "train", reading=reading, quarantine=listed)
     assert train_images is not None
-    return Data(train_images, open_source(spec, "test"))
+    return Data(train_images, open_source(spec, "test", reading=reading, quarantine=listed))
 
 
 def trained_encoder(out: Path, device: torch.device) -> Encoder:
@@ -168,8 +173,8 @@ def measure_knn(
     """
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
-    spec = data if data is not None else run["data"]
-    sets = labelled(values, open_data(spec), where)
+    spec, listed = (run["data"], run["quarantine"]) if data is None else (data, "")
+    sets = labelled(values, open_data(spec, values.reading, listed), where)
     if sets is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
     images = len(sets[0].labels)
@@ -181,11 +186,11 @@ def measure_knn(
     return {"k": k, "temperature": temperature, **dict(measured)}
 
 
-def _open_once(spec: str, world: World) -> Data:
+def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:
     """The images; the first process opens them before the others, and writes what is kept for them."""
     opened: list[Data] = []
-    world.first(lambda: opened.append(open_data(spec)))
-    return opened[0] if opened else open_data(spec)
+    world.first(lambda: opened.append(open_data(spec[0], reading, spec[1])))
+    return opened[0] if opened else open_data(spec[0], reading, spec[1])
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -195,20 +200,21 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
-def _refuse_another(out: Path, values: Recipe, data: str) -> None:
+def _refuse_another(out: Path, values: Recipe, spec: tuple[str, str]) -> None:
     if not (out / "recipe.toml").exists():
         return
     stored, run = recipe_file.read(out / "recipe.toml")
-    if stored != values or run["data"] != data:
+    if stored != values or (run["data"], run["quarantine"]) != spec:
+        other = difference(stored, values) or f"data {run['data']} {run['quarantine']}".rstrip()
         raise FileExistsError(
-            f"{out} holds another run ({difference(stored, values) or 'data ' + run['data']}); "
+            f"{out} holds another run ({other}); "
             f"choose another --out, or continue that run with moco pretrain --resume {out}"
         )
 
 
 def _run(
     values: Recipe,
-    spec: str,
+    spec: tuple[str, str],
     data: Data,
     out: Path,
     device: torch.device,
@@ -233,7 +239,7 @@ def _run(
             print(f"process {world.rank}: {note}", file=sys.stderr)
     fingerprint = data.train.fingerprint()
     if world.first(lambda: fingerprint) != fingerprint:
-        raise ValueError(f"process {world.rank} finds other images in {spec} than the first process does")
+        raise ValueError(f"process {world.rank} finds other images in {spec[0]} than the first process does")
     with contextlib.ExitStack() as held:  # by the first process: the folder
         finished = world.first(lambda: _begin(held, values, spec, data, out, fingerprint, device, world, say))
         if finished is not None:
@@ -256,7 +262,7 @@ def _run(
 def _begin(
     held: contextlib.ExitStack,
     values: Recipe,
-    spec: str,
+    spec: tuple[str, str],
     data: Data,
     out: Path,
     fingerprint: str,
@@ -269,9 +275,9 @@ def _begin(
     (out / STOPPED).unlink(missing_ok=True)
     if (out / "recipe.toml").exists():
         if read_run(out)[1]["fingerprint"] != fingerprint:
-            raise ValueError(f"the images of {spec} are not those the run in {out} was begun with")
+            raise ValueError(f"the images of {spec[0]} are not those the run in {out} was begun with")
     else:
-        about = provenance(spec, data, fingerprint, device) | {"processes": world.size}
+        about = provenance(*spec, data, fingerprint, device) | {"processes": world.size}
         aside = out / "recipe.toml.tmp"
         aside.write_text(recipe_file.text(values, about), encoding="utf-8")
         aside.replace(out / "recipe.toml")

@@ -25,8 +25,8 @@ class Entries:
     Attributes:
         positives: the key of each query's own image.
         negatives: keys shared by all queries (K, C), or K keys for each query (N, K, C).
-        query_index: sample index of each query; None compares no indices, so nothing is masked.
-        negative_index: sample index of each negative, -1 where it belongs to no sample.
+        query_index: sample index (or group) of each query; None compares none, so nothing is masked.
+        negative_index: the same of each negative, -1 where it belongs to no sample.
     """
 
     positives: Float[Tensor, "N C"]
@@ -53,7 +53,7 @@ class Entries:
         ]
 
     def own(self, columns: slice = slice(None)) -> Bool[Tensor, "N k"] | None:
-        """True where a negative (of those in `columns`) is a key of the query's own image."""
+        """True where a negative (of those in `columns`) is a key of the query's own image or group."""
         if self.query_index is None or self.negative_index is None:
             return None
         return self.query_index[:, None] == self.negative_index[..., columns]

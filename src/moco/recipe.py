@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from moco.data.augmentation import Augmentation
+from moco.data.reading import Reading
 
 
 def _require(condition: bool, message: str) -> None:
@@ -249,6 +250,7 @@ class Recipe:
     name: str = "v1"
     """What the run calls itself."""
     encoder: Encoder = field(default_factory=Encoder)
+    reading: Reading = field(default_factory=Reading)
     views: Augmentation = field(default_factory=Augmentation)
     keys: MomentumKeys | TiedKeys | QueryKeys = field(default_factory=MomentumKeys)
     dictionary: MomentumQueue | InBatch | MemoryBank = field(default_factory=MomentumQueue)

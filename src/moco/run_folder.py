@@ -52,11 +52,14 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def provenance(spec: str, data: Data, fingerprint: str, device: torch.device) -> dict[str, Any]:
+def provenance(
+    spec: str, quarantine: str, data: Data, fingerprint: str, device: torch.device
+) -> dict[str, Any]:
     """What reproducing a run needs besides its recipe."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "data": spec,
+        "quarantine": quarantine,
         "fingerprint": fingerprint,
         "images": len(data.train),
         "channels": data.train.channels,

@@ -30,6 +30,7 @@ COMMANDS = {
         "STUDY --data IMAGES --out FOLDER",
         "a study of the papers, or your own: a table and a figure",
     ),
+    "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""

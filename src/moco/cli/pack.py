@@ -44,14 +44,14 @@ def run(words: list[str]) -> int:
         raise ValueError("--out is needed: the folder to write the shards into")
     if call.short_side is not None and call.short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {call.short_side}")
+    from moco.data.encoded import FolderSource
     from moco.data.pack import Member, pack, smaller
-    from moco.data.source import FolderSource
 
     source = FolderSource(call.images)
     labels = source.labels
 
     def read(number: int) -> Member:
-        path = source.root / source.paths[number]
+        path = source.root / source.sample_name(number)
         ending = path.suffix.lower()
         try:
             content = path.read_bytes()

@@ -20,10 +20,12 @@ class Pretrain:
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str
-    """A folder of images, an .npz or .npy file, a folder with CIFAR, torchvision:NAME:FOLDER,
-    procedural or digits."""
+    """A folder of images, a .zip or .tar of one, a list or table of paths (.txt, .csv, .parquet), an
+    .npz or .npy file, a folder with CIFAR, hf:NAME, torchvision:NAME:FOLDER, procedural or digits."""
     out: Path
     """The run folder. An existing one is continued if it holds this very run, else refused."""
+    quarantine: Path | None = None
+    """A list of files to leave out: quarantine.jsonl of moco doctor or of an earlier run."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
@@ -62,6 +64,8 @@ def run(words: list[str]) -> int:
             raise ValueError("--from takes the recipe.toml of a run")
         (base, run), words = read(Path(words[1])), words[2:]
         embedded = {"data": run["data"]} if "data" in run else {}
+        if run.get("quarantine"):
+            embedded["quarantine"] = Path(run["quarantine"])
     elif words and not words[0].startswith("-"):
         base, words = get(words[0]), words[1:]
     else:
@@ -84,6 +88,7 @@ def run(words: list[str]) -> int:
             call.recipe,
             data=call.data,
             out=call.out,
+            quarantine=call.quarantine,
             device=call.device,
             workers=call.workers,
             observers=[terminal, *observers],
@@ -125,6 +130,8 @@ def _report(result: Any, *, as_json: bool) -> None:
             "test images, or on every fifth image where there are none):"
         )
         print_table(result.knn)
+    if result.unreadable:
+        print(f"{result.unreadable:,} images could not be read: quarantine.jsonl names them")
     print(f"{result.out}: backbone.safetensors, curves.png, views.png, journal.jsonl, recipe.toml")
 
 

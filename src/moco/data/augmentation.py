@@ -34,6 +34,8 @@ class Augmentation:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Least and greatest standard deviation of the Gaussian blur, pixels of the view."""
     flip_probability: float = 0.5
+    range: tuple[float, float] | None = None
+    """Pixel values that become 0 and 1; None: 0 to 255 for 8 bits, for deeper images measured."""
     mean: tuple[float, ...] | None = IMAGENET_MEAN
     """Per-channel mean subtracted from pixels in [0, 1]; None measures it on the training images."""
     std: tuple[float, ...] | None = IMAGENET_STD
@@ -62,6 +64,8 @@ class Augmentation:
                 raise ValueError(f"views.{name}_probability must be in [0, 1], got {probability}")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"views.blur_sigma must be 0 < least <= greatest, got {self.blur_sigma}")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"views.range must be two pixel values, low < high, got {self.range}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"views.std must be above 0, got {self.std}")
         if (self.mean is None) != (self.std is None):

@@ -53,17 +53,19 @@ def crop_batches(
             index = indices[places]
             parameters = views.draw(seed, epoch, index.numpy(), _VIEW)
             if isinstance(source, ArraySource):
-                images = source.pixels[index].to(device).float().mul_(1 / 255)
+                images = views.unit(source.pixels[index].to(device))
                 images = views.geometry(images, parameters)
             else:
                 rows = range(len(index))
                 read = [pool.submit(_crop, source, views, int(index[row]), parameters, row) for row in rows]
-                images = torch.stack([future.result() for future in read]).to(device).float().mul_(1 / 255)
+                images = torch.stack([future.result() for future in read]).to(device)
+                images = views.unit(images) if images.dtype == torch.uint8 else images
             yield views.normalise(images), labels[places].to(device)
 
 
 def _crop(source: Source, views: Views, index: int, parameters: Parameters, row: int) -> Tensor:
     image = source.read(index)
+    image = image if image.dtype == torch.uint8 else views.unit(image)
     own = Parameters(*(getattr(parameters, name)[row : row + 1] for name in Parameters.__dataclass_fields__))
     height, width = (torch.tensor([extent]) for extent in image.shape[1:])
     top, left, h, w = views.boxes(own, height, width)[0].tolist()

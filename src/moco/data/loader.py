@@ -1,8 +1,9 @@
 """Batches as a pure function of the step: order, views and shuffles are keyed draws."""
 
+import functools
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torchvision.transforms.v2 import functional as pixels
 
 from moco import chance
 from moco.batch import Batch
+from moco.data.decode import Unreadable
+from moco.data.decoding import ATTEMPTS, Crops
 from moco.data.order import WindowedOrder
 from moco.data.source import ArraySource, Source
 from moco.data.views import Parameters, Views
@@ -25,6 +28,8 @@ class Loader:
 
     Each epoch takes the images in a new keyed order and drops the last, incomplete batch. Images
     held in memory are cropped on the device; files are decoded once and cropped twice by threads.
+    In place of an image that cannot be read comes another, a keyed draw of (seed, epoch, image,
+    attempt), and the batch says which image it was and why.
 
     Args:
         source: the images.
@@ -75,6 +80,8 @@ class Loader:
         # processes that exchange rows plan it on the CPU
         self._orders_device = self.device if world.size == 1 else torch.device("cpu")
         self._pixels = source.pixels.to(self.device) if isinstance(source, ArraySource) else None
+        self._groups = None if source.groups is None else source.groups.to(self.device)
+        self.unreadable: dict[int, Unreadable] = {}  # met so far; they are not tried again
 
     def index(self, step: int) -> np.ndarray:
         """Sample indices of this process's share of a step's batch, (N,) int64."""
@@ -93,18 +100,19 @@ class Loader:
         if self._pixels is not None:
             for step in range(start, stop):
                 index, parameters = self._plan(step)
-                images = self._pixels[torch.from_numpy(index).to(self.device)].float().mul_(1 / 255)
+                images = self.views.unit(self._pixels[torch.from_numpy(index).to(self.device)])
                 crops = [self.views.geometry(images, p) for p in parameters]
                 yield self._finish(step, index, crops, parameters)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        pending: deque[_Decoding] = deque()
+        pending: deque[Crops] = deque()
         try:
             for step in range(start, stop):
                 while len(pending) <= _AHEAD and step + len(pending) < stop:
-                    pending.append(_Decoding(self, step + len(pending), pool))
+                    pending.append(self._crops(step + len(pending), pool))
                 work = pending.popleft()
-                yield self._finish(step, work.index, work.crops(), work.parameters)
+                crops = work.crops()  # settles which images it is made of
+                yield self._finish(step, work.index, crops, work.parameters, work.unreadable())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -118,8 +126,26 @@ class Loader:
         index, epoch = self.index(step), step // self.steps_per_epoch
         return index, [self.views.draw(self.seed, epoch, index, view) for view in (0, 1)]
 
+    def _crops(self, step: int, pool: ThreadPoolExecutor) -> Crops:
+        index, parameters = self._plan(step)
+        return Crops(
+            self.source, self.views, index, parameters, replacement=functools.partial(self.replacement, step),
+            known=self.unreadable, pool=pool, workers=self.workers, device=self.device,
+        )  # fmt: skip
+
+    def replacement(self, step: int, index: int, attempt: int) -> int:
+        """The image that takes an unreadable one's place at a step, at the given attempt from 1."""
+        epoch = step // self.steps_per_epoch
+        draws = chance.uniform(self.seed, "replacement", np.array([index]), ATTEMPTS, step=epoch)
+        return int(draws[0, attempt - 1] * len(self.source))
+
     def _finish(
-        self, step: int, index: np.ndarray, crops: list[Tensor], parameters: list[Parameters]
+        self,
+        step: int,
+        index: np.ndarray,
+        crops: list[Tensor],
+        parameters: list[Parameters],
+        unreadable: tuple[tuple[str, str], ...] = (),
     ) -> Batch:
         """Photometric changes, on the device and on whole batches."""
         first, second = map(self.views.photometry, crops, parameters)
@@ -132,40 +158,8 @@ class Loader:
             for view in (0, 1)
         ]
         here = torch.from_numpy(index).to(self.device)
-        return Batch((first, second), here, (orders[0], orders[1]), step)
-
-
-class _Decoding:
-    """The crops of one step, in the making."""
-
-    def __init__(self, loader: Loader, step: int, pool: ThreadPoolExecutor):
-        self.loader = loader
-        self.index, self.parameters = loader._plan(step)
-        size = loader.views.augmentation.size
-        shape = (2, len(self.index), loader.source.channels, size, size)
-        pinned = loader.device.type == "cuda"
-        self.pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        rows = np.array_split(np.arange(len(self.index)), 4 * loader.workers)
-        self.futures: list[Future] = [pool.submit(self._decode, chunk) for chunk in rows]
-
-    def _decode(self, rows: np.ndarray) -> None:
-        views, size = self.loader.views, self.loader.views.augmentation.size
-        for row in rows:
-            image = self.loader.source.read(int(self.index[row]))
-            height, width = (torch.tensor([extent]) for extent in image.shape[1:])
-            for view, parameters in enumerate(self.parameters):
-                own = Parameters(*(getattr(parameters, name)[row : row + 1] for name in _FIELDS))
-                top, left, h, w = views.boxes(own, height, width)[0].tolist()
-                crop = pixels.resized_crop(image, top, left, h, w, [size, size], antialias=True)
-                self.pixels[view, row] = crop.flip(-1) if own.flip else crop
-
-    def crops(self) -> list[Tensor]:
-        for future in self.futures:
-            future.result()
-        return [view.to(self.loader.device, non_blocking=True).float().mul_(1 / 255) for view in self.pixels]
-
-
-_FIELDS = tuple(Parameters.__dataclass_fields__)
+        group = None if self._groups is None else self._groups[here]
+        return Batch((first, second), here, (orders[0], orders[1]), step, group, unreadable)
 
 
 def plain_batches(
@@ -176,24 +170,37 @@ def plain_batches(
     batch: int = 500,
     device: torch.device,
     workers: int = 2,
+    unreadable: set[int] | None = None,
 ) -> Iterator[Float[Tensor, "N channels H W"]]:
     """Unaugmented, normalised images for evaluation, in the order of the indices.
+
+    Images that cannot be read are left out, and their places among the indices added to
+    `unreadable`; without such a set the first one is an error.
 
     Images of the evaluation size are taken whole; larger ones are resized so that the short side is
     8/7 of it (256 for 224), smaller ones so that it is equal, and both are cropped centrally.
     """
     size = views.augmentation.eval_size or views.augmentation.size
 
-    def read(index: int) -> Tensor:
-        return _central(source.read(index), size)
+    def read(place: int) -> Tensor | None:
+        try:
+            image = source.read(int(indices[place]))
+        except Unreadable:
+            if unreadable is None:
+                raise
+            unreadable.add(place)
+            return None
+        return _central(image if image.dtype == torch.uint8 else views.unit(image), size)
 
-    for chunk in indices.split(batch):
+    for places in torch.arange(len(indices)).split(batch):
         if isinstance(source, ArraySource):
-            images = torch.stack([read(i) for i in chunk.tolist()])
+            images = [read(place) for place in places.tolist()]
         else:
             with ThreadPoolExecutor(workers) as pool:
-                images = torch.stack(list(pool.map(read, chunk.tolist())))
-        yield views.normalise(images.to(device).float().mul_(1 / 255))
+                images = list(pool.map(read, places.tolist()))
+        if readable := [image for image in images if image is not None]:
+            whole = torch.stack(readable).to(device)
+            yield views.normalise(views.unit(whole) if whole.dtype == torch.uint8 else whole)
 
 
 def _central(image: Tensor, size: int) -> Tensor:
@@ -201,17 +208,3 @@ def _central(image: Tensor, size: int) -> Tensor:
         return image
     short = round(size * 8 / 7) if max(image.shape[1:]) > size else size
     return pixels.center_crop(pixels.resize(image, [short], antialias=True), [size, size])
-
-
-def measure(source: Source, *, images: int = 1024) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation of pixels in [0, 1], over evenly spaced images."""
-    chosen = np.unique(np.linspace(0, len(source) - 1, min(images, len(source))).astype(int))
-    total = torch.zeros(2, source.channels, dtype=torch.float64)
-    pixels_seen = 0
-    for i in chosen:
-        image = source.read(int(i)).double().flatten(1) / 255
-        total += torch.stack([image.sum(1), image.square().sum(1)])
-        pixels_seen += image.shape[1]
-    mean = total[0] / pixels_seen
-    std = (total[1] / pixels_seen - mean.square()).clamp(min=0).sqrt().clamp(min=1 / 255)
-    return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())

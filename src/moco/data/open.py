@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,77 +10,172 @@ import numpy as np
 import torch
 from PIL import Image
 
+from moco.data.archive import ArchiveSource, members
+from moco.data.encoded import FolderSource
+from moco.data.huggingface import open_huggingface
+from moco.data.manifest import SUFFIXES, open_manifest
 from moco.data.procedural import procedural
+from moco.data.reading import Reading
 from moco.data.shards import ShardSource, has_shards
-from moco.data.source import ArraySource, DatasetSource, FolderSource, Source, channels_first
+from moco.data.source import ArraySource, DatasetSource, Source, channels_first
 
 EMBEDDED = ("procedural", "digits")
 PROCEDURAL_IMAGES = {"train": 6000, "test": 2000}
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
+_TORCHVISION_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def open_source(spec: str, split: str = "train") -> Source | None:
+def locate(spec: str) -> str:
+    """What a specification stands for on this machine: files by their absolute path.
+
+    A relative path is looked for here and then under the folder $MOCO_DATA, and so is "cifar10" or
+    "cifar100" as torchvision stores them.
+    """
+    if spec in EMBEDDED or spec.startswith("torchvision:"):
+        return spec
+    if spec.startswith("hf:"):
+        path = Path(spec[3:]).expanduser()
+        return f"hf:{path.resolve()}" if path.exists() else spec
+    shelf = Path(os.environ.get("MOCO_DATA", "data")).expanduser()
+    for path in Path(spec).expanduser(), shelf / spec:
+        if path.exists():
+            return str(path.resolve())
+    if (shelf / _TORCHVISION_FOLDERS.get(spec, "nothing")).is_dir():
+        return str(shelf.resolve())
+    return spec
+
+
+def open_source(
+    spec: str,
+    split: str = "train",
+    *,
+    reading: Reading | None = None,
+    quarantine: frozenset[str] = frozenset(),
+) -> Source | None:
     """The training or test images that a specification names; None if it has no test images.
 
     Args:
         spec: one of
             "procedural" or "digits" (no files needed; digits needs scikit-learn);
             a folder of images, with or without class folders, with or without train/ and test/
-            (or val/) below it;
+            (or val/) below it, or the same in a .zip or uncompressed .tar, which is read in place;
             a folder of tar shards, as `moco pack` or others write them, or train/ and test/ of them;
+            a list of paths (.txt), or a .csv, .tsv or .parquet with a column path and, as wanted,
+            label, group and split;
             a folder holding CIFAR-10 or CIFAR-100 as torchvision stores it, or as packed .npz;
-            an .npz with arrays images, labels, test_images, test_labels (all but the first
-            optional) or an .npy with images: uint8 (N, H, W) or (N, H, W, channels);
+            an .npz with arrays images, labels, groups, test_images, test_labels (all but the first
+            optional) or an .npy with images: uint8, uint16 or float32, (N, H, W) or
+            (N, H, W, channels);
+            "hf:PATH" for a data set of Hugging Face saved to disk, or "hf:NAME";
             "torchvision:NAME:ROOT" for another torchvision data set present under ROOT.
         split: "train" or "test".
+        reading: how files become pixels.
+        quarantine: files to leave out, as `sample_name` names them.
 
     Raises:
         FileNotFoundError: if nothing is there.
         ValueError: if it is there but not of a form listed above.
     """
+    reading = reading or Reading()
     if spec == "procedural":
         return procedural(PROCEDURAL_IMAGES[split], split=split)
     if spec == "digits":
         return _digits(split)
+    if spec.startswith("hf:"):
+        return open_huggingface(spec[3:], split, reading=reading, quarantine=quarantine)
     if spec.startswith("torchvision:"):
         _, _, rest = spec.partition(":")
         name, _, root = rest.partition(":")
-        return _torchvision(name, root or "data", split)
-    path = Path(spec).expanduser()
+        return _torchvision(name, root or "data", split, reading)
+    path = Path(locate(spec))
     if not path.exists():
         raise FileNotFoundError(
-            f"there is no {spec}; --data takes a folder, an .npz or .npy file, procedural or digits"
+            f"there is no {spec}, here or under $MOCO_DATA; --data takes a folder, a .zip or .tar, a list or "
+            "table of paths, an .npz or .npy file, hf:NAME, procedural or digits"
         )
     if path.is_file():
-        return _arrays(path, split)
+        return _file(path, split, reading, quarantine)
     if (path / "train_1.npz").exists():
         return _packed_cifar(path, split)
-    for folder, name in ("cifar-10-batches-py", "CIFAR10"), ("cifar-100-python", "CIFAR100"):
+    for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
-            return _torchvision(name, str(path), split)
+            return _torchvision(name, str(path), split, reading)
     if has_shards(path):
-        return ShardSource(path) if split == "train" else None
-    if (path / "train").is_dir():
-        if split == "train" and has_shards(path / "train"):
-            return ShardSource(path / "train", name=f"{spec} (train)")
-        if split == "train":
-            return FolderSource(path / "train", name=f"{spec} (train)")
-        found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
-        if not found:
-            return None
-        if has_shards(path / found[0]):
-            return ShardSource(path / found[0], name=f"{spec} ({found[0]})")
-        classes = FolderSource(path / "train").classes
-        return FolderSource(path / found[0], name=f"{spec} ({found[0]})", classes=classes)
-    return FolderSource(path) if split == "train" else None
+        return ShardSource(path, reading=reading) if split == "train" else None
+    if not (path / "train").is_dir():
+        return None if split == "test" else FolderSource(path, reading=reading, quarantine=quarantine)
+    if has_shards(path / "train"):
+        return _shards(path, spec, split, reading)
+    train = FolderSource(
+        path / "train", name=f"{spec} (train)", reading=reading, quarantine=_below(quarantine, "train")
+    )
+    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
+    if split == "train":
+        return train
+    if not found:
+        return None
+    return FolderSource(
+        path / found[0], name=f"{spec} ({found[0]})", classes=train.classes, reading=reading,
+        form=train.form, quarantine=_below(quarantine, found[0]),
+    )  # fmt: skip
+
+
+def _shards(path: Path, spec: str, split: str, reading: Reading) -> Source | None:
+    """Shards below train/ and test/."""
+    found = ["train"] if split == "train" else [f for f in _TEST_FOLDERS if has_shards(path / f)]
+    if not found:
+        return None
+    return ShardSource(path / found[0], name=f"{spec} ({found[0]})", reading=reading)
+
+
+def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
+    """A list as it applies to a folder below the one it was made for, besides its own names."""
+    inside = {name.removeprefix(folder + "/") for name in quarantine if name.startswith(folder + "/")}
+    return quarantine | inside
+
+
+def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
+    if path.suffix in (".npy", ".npz"):
+        return _arrays(path, split)
+    if path.suffix in (".zip", ".tar"):
+        return _archive(path, split, reading, quarantine)
+    if path.suffix in SUFFIXES:
+        form, classes = None, []
+        if split == "test":
+            train = open_manifest(path, "train", reading=reading, quarantine=quarantine)
+            assert train is not None
+            form, classes = train.form, train.classes
+        return open_manifest(path, split, reading=reading, quarantine=quarantine, form=form, classes=classes)
+    raise ValueError(
+        f"{path} is a file but none of .npz .npy .zip .tar {' '.join(SUFFIXES)}; "
+        "give its folder for image files"
+    )
+
+
+def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
+    """An archive's images; train/ and test/ are its splits if every image lies below one of such folders."""
+    everything = members(path)
+    tops = {member.name.split("/", 1)[0] for member in everything if "/" in member.name}
+    tests = [folder for folder in _TEST_FOLDERS if folder in tops]
+    parted = "train" in tops
+
+    def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
+        prefix = f"{folder}/" if folder else ""
+        chosen = [m for m in everything if m.name.startswith(prefix) and m.name not in quarantine]
+        return ArchiveSource(
+            path, chosen, name=f"{path} ({folder})" if folder else str(path), prefix=prefix, reading=reading,
+            form=like.form if like else None, classes=like.classes if like else (),
+        )  # fmt: skip
+
+    if split == "train":
+        return part("train" if parted else "")
+    return part(tests[0], part("train")) if parted and tests else None
 
 
 def _arrays(path: Path, split: str) -> Source | None:
     if path.suffix == ".npy":
         return None if split == "test" else ArraySource(channels_first(np.load(path)), name=str(path))
-    if path.suffix != ".npz":
-        raise ValueError(f"{path} is a file but neither .npz nor .npy; give its folder for image files")
     with np.load(path) as arrays:
         prefix = "" if split == "train" else "test_"
         if prefix + "images" not in arrays:
@@ -87,7 +183,9 @@ def _arrays(path: Path, split: str) -> Source | None:
                 return None
             raise ValueError(f"{path} has no array 'images', it has {', '.join(arrays)}")
         labels = torch.from_numpy(arrays[prefix + "labels"]) if prefix + "labels" in arrays else None
-        return ArraySource(channels_first(arrays[prefix + "images"]), labels, name=f"{path} ({split})")
+        groups = torch.from_numpy(arrays[prefix + "groups"]) if prefix + "groups" in arrays else None
+        images = channels_first(arrays[prefix + "images"])
+        return ArraySource(images, labels, groups=groups, name=f"{path} ({split})")
 
 
 def _packed_cifar(folder: Path, split: str) -> Source:
@@ -122,7 +220,7 @@ def _digits(split: str) -> Source:
     )
 
 
-def _torchvision(name: str, root: str, split: str) -> Source | None:
+def _torchvision(name: str, root: str, split: str, reading: Reading) -> Source | None:
     import torchvision
 
     kind = getattr(torchvision.datasets, name, None)
@@ -155,4 +253,4 @@ def _torchvision(name: str, root: str, split: str) -> Source | None:
             pixels = np.moveaxis(pixels, 1, -1)
         classes = getattr(dataset, "classes", None)
         return ArraySource(channels_first(pixels), labels, name=label, classes=classes)
-    return DatasetSource(dataset, labels, name=label)
+    return DatasetSource(dataset, labels, name=label, reading=reading)

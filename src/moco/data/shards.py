@@ -12,7 +12,6 @@ elsewhere are indexed when they are first opened.
 """
 
 import hashlib
-import io
 import json
 import os
 import tarfile
@@ -23,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from torch import Tensor
 
 from moco import chance
-from moco.data.decode import decode
-from moco.data.source import EXTENSIONS, Source
+from moco.data.encoded import EncodedSource
+from moco.data.reading import Reading
+from moco.data.scan import EXTENSIONS
 
 RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
 BLOCK = 512  # bytes; tar members start at multiples of it
@@ -84,7 +82,7 @@ def has_shards(folder: Path) -> bool:
     return (folder / SHARDS).exists() or any(folder.glob("*.tar"))
 
 
-class ShardSource(Source):
+class ShardSource(EncodedSource):
     """The images of a folder of tar shards.
 
     Shards that are missing or of another length than the table says are named in `notes`; each of
@@ -93,6 +91,7 @@ class ShardSource(Source):
     Args:
         folder: holds the shards.
         name: what to call it.
+        reading: how images become pixels.
         budget: share of the samples that may be in such shards, from 0 to 1.
 
     Raises:
@@ -100,15 +99,16 @@ class ShardSource(Source):
         ValueError: if more samples are missing than the budget allows, or the table is damaged.
     """
 
-    channels = 3
     shards: np.ndarray
 
-    def __init__(self, folder: Path, *, name: str | None = None, budget: float = 0.01):
+    def __init__(
+        self, folder: Path, *, name: str | None = None, reading: Reading | None = None, budget: float = 0.01
+    ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
         if not (folder / SHARDS).exists():
             index_shards(folder)
-        self.folder, self.name = folder, name or str(folder)
+        self.folder, self.name, self.reading = folder, name or str(folder), reading or Reading()
         self.table = read_table(folder)
         self.shards = self.table.samples
         self._ends = np.cumsum(self.shards)
@@ -131,6 +131,7 @@ class ShardSource(Source):
         self._lock = threading.Lock()
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
         self.notes = self._notes(count, budget)
+        self.take_form(self.sniff_form())
 
     def _is_broken(self, shard: int) -> bool:
         try:
@@ -157,28 +158,18 @@ class ShardSource(Source):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def read(self, index: int) -> UInt8[Tensor, "channels H W"]:
-        content, name = self.content(index)
-        return decode(io.BytesIO(content), name)
-
-    def content(self, index: int) -> tuple[bytes, str]:
-        """An image's file, and a name for it in messages.
-
-        Raises:
-            RuntimeError: if it cannot be read.
-        """
+    def content(self, index: int) -> bytes:
         index, shard = self._whole(index)
-        block, length, _ = np.frombuffer(self._index.read(RECORD.itemsize, index * RECORD.itemsize), RECORD)[
-            0
-        ]
-        name = f"sample {index - int(self._ends[shard]) + int(self.shards[shard]):,} of {self._path(shard)}"
-        try:
-            content = self._file(shard).read(int(length), int(block) * BLOCK)
-        except OSError as error:
-            raise RuntimeError(f"cannot read {name}: {error}") from error
+        record = self._index.read(RECORD.itemsize, index * RECORD.itemsize)
+        block, length, _ = np.frombuffer(record, RECORD)[0]
+        content = self._file(shard).read(int(length), int(block) * BLOCK)
         if len(content) != length:
-            raise RuntimeError(f"cannot read {name}: it has {len(content):,} bytes of {length:,}")
-        return content, name
+            raise OSError(f"it has {len(content):,} bytes of {length:,}")
+        return content
+
+    def sample_name(self, index: int) -> str:
+        index, shard = self._whole(index)
+        return f"sample {index - int(self._ends[shard]) + int(self.shards[shard]):,} of {self._path(shard)}"
 
     def _whole(self, index: int) -> tuple[int, int]:
         """The sample itself, or its stand-in, and its shard."""

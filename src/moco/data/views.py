@@ -15,6 +15,7 @@ from torch import Tensor
 from moco import chance
 from moco.data import colour, crop
 from moco.data.augmentation import Augmentation
+from moco.data.form import FULL
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,12 @@ class Views:
             colour.grayscale(images, parameters.grayscale)
         colour.blur(images, parameters.sigma, parameters.blur)
         return self.normalise(images)
+
+    def unit(self, images: Tensor) -> Tensor:
+        """Pixels of any type as floats in which `range` is 0 to 1; values beyond it stay beyond."""
+        low, high = self.augmentation.range or (0, FULL[images.dtype])
+        values = images.to(torch.float32, copy=True)
+        return (values.sub_(low) if low else values).mul_(1 / (high - low))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation; laid out channels last."""

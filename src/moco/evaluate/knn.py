@@ -1,7 +1,7 @@
 """k-nearest-neighbour classification: what features are worth without training anything on them."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -62,10 +62,26 @@ def knn_predict(
 
 @dataclass(frozen=True)
 class Labelled:
-    """Labelled images as evaluation takes them: a way to read them again and again, and their classes."""
+    """Labelled images as evaluation takes them: a way to read them again and again, and their classes.
+
+    Attributes:
+        batches: yields the images.
+        classes: of all images.
+        unreadable: places of images that `batches` met and left out, so far.
+    """
 
     batches: Callable[[], Iterable[Float[Tensor, "N channels H W"]]]
-    labels: Int[Tensor, " M"]
+    classes: Int[Tensor, " M"]
+    unreadable: set[int] = field(default_factory=set)
+
+    @property
+    def labels(self) -> Int[Tensor, " read"]:
+        """Classes of the images that `batches` yields, known for sure once it has been through."""
+        if not self.unreadable:
+            return self.classes
+        kept = torch.ones(len(self.classes), dtype=torch.bool)
+        kept[list(self.unreadable)] = False
+        return self.classes[kept]
 
 
 def accuracy(

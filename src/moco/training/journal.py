@@ -22,6 +22,7 @@ class Journal:
 
     def __init__(self, folder: Path | None, step: int):
         self.folder, self.rows, self.pending = folder, [], ""
+        self.quarantine_path = None if folder is None else folder / "quarantine.jsonl"
         if folder is None:
             return
         self.path, self.timing_path = folder / "journal.jsonl", folder / "timing.jsonl"
@@ -31,15 +32,28 @@ class Journal:
             aside = path.with_suffix(".tmp")
             aside.write_text("".join(_line(row) for row in kept))
             aside.replace(path)
+        if self.quarantine_path is not None:
+            self.quarantine_path.unlink(missing_ok=True)
+        for row in self.rows:
+            self._quarantine(row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append a row of results; it must hold "step" and nothing that a resumed run would not repeat."""
+        """Append a row of results; it must hold "step" and nothing that a resumed run would not repeat.
+
+        A row that names an unreadable image also puts it on `quarantine.jsonl`.
+        """
         if self.folder is None:
             return
         self.rows.append(row)
         self.pending += _line(row)
         with contextlib.suppress(OSError):  # a full disk: it is tried again with the next row
             self.flush()
+            self._quarantine(row)
+
+    def _quarantine(self, row: dict[str, Any]) -> None:
+        if "unreadable" in row and self.quarantine_path is not None:
+            with open(self.quarantine_path, "a", encoding="utf-8") as file:
+                file.write(_line({"file": row["unreadable"], "reason": row["reason"]}))
 
     def flush(self) -> None:
         """Have every row on the disk; a checkpoint of a later step must not outlive it.

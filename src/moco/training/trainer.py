@@ -23,6 +23,7 @@ from moco.training.interruption import EXIT_CODE, Interruption
 from moco.training.interruption import name as interruption_name
 from moco.training.journal import Journal
 from moco.training.step import Measures, step
+from moco.training.unreadable import Unreadables
 from moco.world import World
 
 
@@ -63,6 +64,9 @@ class Run:
     steps: int
     steps_per_epoch: int
     batch_size: int
+    images: int
+    unreadable_budget: float
+    """Share of the images that may turn out unreadable before the run stops."""
     measure: Callable[[Encoder], Iterator[tuple[str, float]]]
     """Yields (name, value) for the journal, every `measure_every` epochs."""
     measure_every: int
@@ -122,6 +126,7 @@ def train(run: Run, folder: Path) -> Journal:
 
     Raises:
         FloatingPointError: if the loss is not finite; the newest checkpoint precedes it.
+        RuntimeError: if more images are unreadable than the budget allows.
         OSError: if the last checkpoint cannot be written, or another process is lost.
         SystemExit: with `EXIT_CODE`, after a checkpoint, if a signal asked any process to leave.
     """
@@ -174,18 +179,22 @@ def train(run: Run, folder: Path) -> Journal:
     run.keys.train()
     # what a network itself draws (dropout, stochastic depth) is keyed by the step, as all else is
     purpose = f"network {world.rank}" if world.rank else "network"
+    unreadable = Unreadables(journal, run.images, run.unreadable_budget)
     with Interruption().heeded() as interruption:
         for batch in run.batches(start, run.steps):
+            for sentence in unreadable.take(batch):
+                say(sentence)
             world.enter(batch.step)
             asked_to_leave = world.largest(interruption.signal)
             lr = run.learning_rate(batch.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed(chance.generator(run.seed, purpose, batch.step).initial_seed())
-            window.add(step(run, batch, world), batch.step)
             done = batch.step + 1
-            leaving = asked_to_leave() * (done < run.steps)
             journal_due = done % run.journal_every == 0 or done == run.steps
+            masked = run.dictionary.masked(batch, world) if journal_due else None  # before it is enqueued
+            window.add(step(run, batch, world), batch.step)
+            leaving = asked_to_leave() * (done < run.steps)
             checkpoint_due = done % run.checkpoint_every == 0 or done == run.steps
 
             if (journal_due or checkpoint_due or leaving) and (bad := window.first_bad()) is not None:
@@ -195,6 +204,8 @@ def train(run: Run, folder: Path) -> Journal:
                 )
             if journal_due:
                 last = {"step": done, "epoch": done / run.steps_per_epoch, **window.means(), "lr": lr}
+                if masked is not None and (share := float(masked)):  # waits for the device, as the means do
+                    last["masked"] = round(share, 9)
                 window = Window()
                 write(last)
                 now = time.perf_counter()

@@ -1,0 +1,111 @@
+"""Images in a .zip or .tar, read in place: nothing is unpacked onto the disk."""
+
+import hashlib
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from moco.data.encoded import EncodedSource, limited
+from moco.data.form import Form
+from moco.data.reading import Reading
+from moco.data.scan import EXTENSIONS
+
+
+class Member(NamedTuple):
+    """A stored file of an archive: its name, and where its bytes lie if they are not compressed."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class ArchiveSource(EncodedSource):
+    """The images in a .zip or an uncompressed .tar, read in place; folders are classes as on a disk.
+
+    Args:
+        path: of the archive.
+        members: of it to take.
+        name: what to call it.
+        classes: the classes to number by; None finds them.
+        reading: how files become pixels.
+        form: of the pixels; None finds it.
+
+    Raises:
+        FileNotFoundError: if no image is in it.
+        ValueError: if it is no such archive.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        members: Sequence[Member],
+        *,
+        name: str,
+        prefix: str = "",
+        classes: Sequence[str] = (),
+        reading: Reading | None = None,
+        form: Form | None = None,
+    ):
+        self.path, self.members, self.name, self.reading = path, list(members), name, reading or Reading()
+        if not self.members:
+            raise FileNotFoundError(f"no image in {path} (looked for {', '.join(EXTENSIONS)})")
+        self._zip = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
+        self.classes, self.labels = list(classes), None
+        tops = [member.name.removeprefix(prefix).rpartition("/")[0].partition("/")[0] for member in members]
+        if "" not in tops and (classes or len(set(tops)) > 1):
+            self.classes = self.classes or sorted(set(tops))
+            if unknown := sorted(set(tops) - set(self.classes)):
+                raise ValueError(f"{name}/{unknown[0]} is a class that the training images do not have")
+            number = {folder: i for i, folder in enumerate(self.classes)}
+            self.labels = torch.tensor([number[top] for top in tops])
+        self.take_form(form or self.sniff_form())
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def content(self, index: int) -> bytes:
+        member = self.members[index]
+        if self._zip is not None:
+            with self._zip.open(member.name) as file:
+                return limited(file, self.reading)  # the size it states is only a claim
+        with open(self.path, "rb") as file:
+            return os.pread(file.fileno(), member.size, member.offset)
+
+    def sample_name(self, index: int) -> str:
+        return self.members[index].name
+
+    def fingerprint(self) -> str:
+        names = "\0".join(f"{member.name}\0{member.size}" for member in self.members)
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def members(path: Path) -> list[Member]:
+    """The image files in an archive, in the order of their names.
+
+    Raises:
+        ValueError: if it is neither a .zip nor an uncompressed .tar.
+    """
+    found = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                found = [Member(m.filename, 0, m.file_size) for m in archive.infolist() if not m.is_dir()]
+        else:
+            with tarfile.open(path, "r:") as archive:  # links and devices are no files
+                found = [Member(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} must be a .zip or an uncompressed .tar, got an unreadable file ({error}); "
+            "unpack a .tar.gz first, its members cannot be read in place"
+        ) from None
+    return sorted(
+        member
+        for member in found
+        if member.name.lower().endswith(EXTENSIONS)
+        and not any(part.startswith(".") and part not in (".", "..") for part in member.name.split("/"))
+    )

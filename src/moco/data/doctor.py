@@ -1,0 +1,227 @@
+"""What is in a set of images, before anything is trained on it: every file decoded, and what it is told."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco.data.decode import Unreadable
+from moco.data.duplicates import digest, exact, miniatures, near
+from moco.data.encoded import EncodedSource, FolderSource
+from moco.data.header import sniff
+from moco.data.remarks import remarks
+from moco.data.scan import EXTENSIONS
+from moco.data.source import Source
+
+NEAR_LIMIT = 60_000  # images among which near duplicates are sought
+TINY, EXTREME = 16, 10.0  # pixels of the shorter side; longer side over shorter
+_AHEAD = 256
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen of one image.
+
+    Attributes:
+        name: what lists call it.
+        reason: why it cannot be read; empty if it can.
+        remarks: what is out of the ordinary, and what was done with it.
+        digest: of its bytes.
+        small: miniatures to compare, where it can be read.
+        extent: height and width, pixels.
+        sums: of pixels and their squares per channel, and the number of pixels.
+    """
+
+    name: str
+    reason: str
+    remarks: tuple[str, ...]
+    digest: str
+    small: Tensor | None
+    extent: tuple[int, int]
+    sums: tuple[Tensor, Tensor, int] | None
+
+
+def look(source: Source, index: int) -> Looked:
+    """Decode an image and note what there is to say."""
+    name, notes, same = source.sample_name(index), [], ""
+    try:
+        if isinstance(source, EncodedSource):
+            content = _content(source, index)
+            same = digest(content)
+            opened = source.open(index)
+            image = source.decode(opened, index)
+            notes = remarks(name, content, opened.header, source.form, source.reading)
+        else:
+            image = source.read(index)
+            same = digest(image.contiguous().numpy().tobytes())
+    except Unreadable as error:
+        return Looked(name, error.reason, (), same, None, (0, 0), None)
+    height, width = image.shape[1:]
+    if min(height, width) < TINY:
+        notes.append("tiny")
+    if max(height, width) > EXTREME * min(height, width):
+        notes.append("extreme shape")
+    values = image.double().flatten(1)
+    if (values.amax(1) == values.amin(1)).all():
+        notes.append("constant: every pixel is the same")
+    sums = values.sum(1), values.square().sum(1), values.shape[1]
+    return Looked(name, "", tuple(notes), same, miniatures(image), (height, width), sums)
+
+
+def _content(source: EncodedSource, index: int) -> bytes:
+    try:
+        return source.content(index)
+    except (OSError, ValueError):
+        return b""  # `open` says why
+
+
+def look_at_all(source: Source, workers: int, progress: Progress | None = None) -> list[Looked]:
+    """`look` at every image, in order, by threads."""
+    found: list[Looked] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(source), _AHEAD):
+            stop = min(start + _AHEAD, len(source))
+            found += pool.map(lambda i: look(source, i), range(start, stop))
+            if progress is not None:
+                progress(stop, len(source))
+    return found
+
+
+def report(
+    source: Source, against: Source | None = None, *, workers: int = 2, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Everything `moco doctor` tells, as JSON values.
+
+    Args:
+        source: the images.
+        against: test images that should not be among them.
+        workers: decoding threads.
+        progress: told how many of how many images have been looked at.
+    """
+    seen = look_at_all(source, workers, progress)
+    good = [one for one in seen if not one.reason]
+    told: dict[str, list[str]] = {}
+    for one in good:
+        for remark in one.remarks:
+            told.setdefault(remark, []).append(one.name)
+    result: dict[str, Any] = {
+        "images": len(seen), "readable": len(good), "channels": source.channels,
+        "depth": str(source.dtype).removeprefix("torch."),
+        "unreadable": {one.name: one.reason for one in seen if one.reason},
+        "remarks": told,
+        "skipped": dict(strays(source)) if isinstance(source, FolderSource) else {},
+        "duplicates": _copies(seen, None, source.channels),
+        "sizes": _sizes(good),
+        "statistics": _statistics(good),
+        "classes": _classes(source),
+    }  # fmt: skip
+    if against is not None:
+        others = look_at_all(against, workers, progress)
+        result["leakage"] = {"against": against.name, "images": len(others)}
+        if against.channels == source.channels:
+            result["leakage"] |= _copies(seen, others, source.channels)
+        else:
+            result["leakage"]["not compared"] = f"they have {against.channels} channels"
+    return result
+
+
+def strays(source: FolderSource) -> Iterator[tuple[str, str]]:
+    """Entries of a folder that are no images of the set, and why."""
+    root = os.path.realpath(source.root)
+    for folder, below, names in os.walk(root, followlinks=False):
+        inside = os.path.relpath(folder, root)
+        here = "" if inside == "." else inside + "/"
+        if not below and not names:
+            yield here.rstrip("/") + "/", "an empty folder"
+        for name in list(below):
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                below.remove(name)
+                yield f"{here}{name}/", "its name begins with a dot"
+            elif os.path.islink(path) and not source.reading.follow_links:
+                yield f"{here}{name}", "a symbolic link"
+            elif os.path.exists(os.path.join(path, "recipe.toml")):
+                below.remove(name)
+                yield f"{here}{name}/", "a run folder"
+            elif name.lower().endswith(EXTENSIONS):
+                yield f"{here}{name}/", "a folder with an image's name"
+        for name in names:
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                yield here + name, "its name begins with a dot"
+            elif os.path.islink(path) and not source.reading.follow_links:
+                yield here + name, "a symbolic link"
+            elif not os.path.isfile(path):
+                yield here + name, "neither file nor folder"
+            elif not name.lower().endswith(EXTENSIONS):
+                with open(path, "rb") as file:
+                    header = sniff(file.read(512))
+                kind = f"a {header.format} without an image's ending" if header else "no image's ending"
+                yield here + name, kind
+
+
+def _copies(seen: list[Looked], others: list[Looked] | None, channels: int) -> dict[str, Any]:
+    """Exact and near duplicates by name; those that cannot be read count by their bytes."""
+    bank = seen if others is None else others
+    same = exact([one.digest for one in seen], None if others is None else [one.digest for one in others])
+    pairs = (
+        {(i, j) for group in same for i in group for j in group}
+        if others is None
+        else {tuple(p) for p in same}
+    )
+    result: dict[str, Any] = {
+        "exact": [[seen[i].name for i in group] for group in same] if others is None
+        else [[seen[i].name, bank[j].name] for i, j in same]
+    }  # fmt: skip
+    sides, stacks = [], []
+    for part in seen, bank:
+        small = [(i, one.small) for i, one in enumerate(part) if one.small is not None]
+        sides.append([i for i, _ in small])
+        stacks.append([miniature for _, miniature in small])
+    if max(map(len, sides)) > NEAR_LIMIT or not all(sides):
+        return result | {"near": [], "near not sought": f"among more than {NEAR_LIMIT:,} images, or none"}
+    whole = torch.stack(stacks[0])
+    found = near(whole, None if others is None else torch.stack(stacks[1]), channels=channels)
+    named = [(sides[0][p.first], sides[1][p.second], p.similarity) for p in found]
+    return result | {"near": [[seen[i].name, bank[j].name, s] for i, j, s in named if (i, j) not in pairs]}
+
+
+def _sizes(good: list[Looked]) -> dict[str, Any]:
+    if not good:
+        return {}
+    short = np.array([min(one.extent) for one in good])
+    long = np.array([max(one.extent) for one in good])
+    return {
+        "shorter side": {
+            "least": int(short.min()),
+            "median": int(np.median(short)),
+            "most": int(short.max()),
+        },
+        "longer side": {"least": int(long.min()), "median": int(np.median(long)), "most": int(long.max())},
+    }
+
+
+def _statistics(good: list[Looked]) -> dict[str, Any]:
+    """Mean and deviation of each channel over all pixels, in the values of the set."""
+    parts = [one.sums for one in good if one.sums is not None]
+    if not parts:
+        return {}
+    count = sum(part[2] for part in parts)
+    mean = sum(part[0] for part in parts) / count
+    square = sum(part[1] for part in parts) / count
+    std = (square - mean.square()).clamp(min=0).sqrt()  # type: ignore[union-attr]
+    return {"mean": [round(v, 5) for v in mean.tolist()], "std": [round(v, 5) for v in std.tolist()]}  # type: ignore[union-attr]
+
+
+def _classes(source: Source) -> dict[str, int]:
+    if source.labels is None:
+        return {}
+    counts = torch.bincount(source.labels, minlength=len(source.classes)).tolist()
+    return dict(zip(source.classes, counts, strict=True))

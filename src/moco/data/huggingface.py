@@ -1,0 +1,131 @@
+"""Images of Hugging Face data sets: saved to disk, as Parquet or Arrow files, in memory, or by name."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moco.data.encoded import EncodedSource, read_file
+from moco.data.form import Form
+from moco.data.reading import Reading
+
+_SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+
+
+class HuggingFaceSource(EncodedSource):
+    """A `datasets.Dataset` with a column of images; the bytes are read, and decoded as files are.
+
+    Args:
+        dataset: has a column of type Image; a ClassLabel column gives labels, a column "group" groups.
+        name: what to call it.
+        reading: how files become pixels.
+        quarantine: names of images to leave out.
+        form: of the pixels; None finds it.
+
+    Raises:
+        ValueError: if it has no column of images.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        name: str = "dataset",
+        reading: Reading | None = None,
+        quarantine: frozenset[str] = frozenset(),
+        form: Form | None = None,
+    ):
+        import datasets
+
+        columns = [c for c, kind in dataset.features.items() if isinstance(kind, datasets.Image)]
+        if not columns:
+            raise ValueError(
+                f"{name} must have a column of type Image, it has {', '.join(map(str, dataset.features))}"
+            )
+        self.column, self.name, self.reading = columns[0], name, reading or Reading()
+        dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
+        rows = np.arange(len(dataset))
+        if quarantine:
+            rows = np.array([i for i in rows if f"{name}[{i}]" not in quarantine], dtype=np.int64)
+        self._rows, self.dataset = rows, dataset
+        self.labels, self.classes = None, []
+        for column, kind in dataset.features.items():
+            if isinstance(kind, datasets.ClassLabel):
+                labels = torch.as_tensor(dataset[column][:])[torch.from_numpy(rows)]
+                if (labels >= 0).all():
+                    self.labels, self.classes = labels, list(kind.names)
+                break
+        if "group" in dataset.features:
+            values = np.asarray(dataset["group"][:])[rows]
+            self.groups = torch.from_numpy(np.unique(values, return_inverse=True)[1])
+        self.take_form(form or self.sniff_form())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def content(self, index: int) -> bytes:
+        cell = self.dataset[int(self._rows[index])][self.column]
+        if cell is None:
+            raise ValueError("the cell is empty")
+        if cell["bytes"] is not None:
+            return bytes(cell["bytes"])
+        return read_file(Path(cell["path"]), self.reading)
+
+    def sample_name(self, index: int) -> str:
+        return f"{self.name}[{int(self._rows[index])}]"
+
+    def fingerprint(self) -> str:
+        rows = self._rows.tobytes()
+        return hashlib.sha256(f"{self.dataset._fingerprint}{len(self)}".encode() + rows).hexdigest()[:16]
+
+
+def open_huggingface(
+    spec: str,
+    split: str,
+    *,
+    reading: Reading,
+    quarantine: frozenset[str] = frozenset(),
+    form: Form | None = None,
+) -> HuggingFaceSource | None:
+    """The split of a data set: a folder of `save_to_disk`, a .parquet or .arrow file, or a name.
+
+    A name is looked up by the `datasets` library, in its cache and, if that allows, on its hub.
+
+    Raises:
+        ModuleNotFoundError: if `datasets` is not installed.
+        FileNotFoundError: if there is nothing of that name.
+        ValueError: if it has no training split or no images.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"hf:{spec} needs datasets: pip install 'momentum-contrast[huggingface]'"
+        ) from None
+    path = Path(spec).expanduser()
+    try:
+        if path.is_dir():
+            found = datasets.load_from_disk(str(path))
+        elif path.suffix == ".parquet" and path.is_file():
+            found = datasets.Dataset.from_parquet(str(path))
+        elif path.suffix == ".arrow" and path.is_file():
+            found = datasets.Dataset.from_file(str(path))
+        else:
+            found = datasets.load_dataset(spec)
+    except (OSError, datasets.exceptions.DatasetsError, ConnectionError) as error:
+        raise FileNotFoundError(f"there is no data set hf:{spec}: {error}") from None
+    name = f"hf:{spec} ({split})"
+    if isinstance(found, datasets.Dataset):
+        if split == "test":
+            return None
+        return HuggingFaceSource(found, name=name, reading=reading, quarantine=quarantine, form=form)
+    for word in _SPLITS[split]:
+        if word in found:
+            return HuggingFaceSource(
+                found[word], name=name, reading=reading, quarantine=quarantine, form=form
+            )
+    if split == "test":
+        return None
+    raise ValueError(f"hf:{spec} must have a split named train, it has {', '.join(found)}")

@@ -1,0 +1,115 @@
+"""Tables of images: a list of paths, or a CSV, TSV or Parquet file with path, label, group and split."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco.data.encoded import ListSource
+from moco.data.form import Form
+from moco.data.reading import Reading
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
+_COLUMNS = ("path", "label", "group", "split")
+_SPLITS = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}
+
+
+def open_manifest(
+    path: Path,
+    split: str,
+    *,
+    reading: Reading,
+    quarantine: frozenset[str] = frozenset(),
+    form: Form | None = None,
+    classes: Sequence[str] = (),
+) -> ListSource | None:
+    """The images of a table that belong to a split; paths in it are relative to its folder.
+
+    Without a column "split" every image is a training image.
+
+    Args:
+        path: of the table.
+        split: "train" or "test".
+        reading: how files become pixels.
+        quarantine: paths to leave out.
+        form, classes: those of the training images; none finds them.
+
+    Raises:
+        FileNotFoundError: if no image is left.
+        ValueError: if there is no column "path", a label or group is missing in some rows only, or a
+            class is unknown.
+        ModuleNotFoundError: if a Parquet file is given without pyarrow.
+    """
+    columns = _read(path)
+    rows = np.arange(len(columns["path"]))
+    if "split" in columns:
+        words = _SPLITS[split]
+        rows = rows[[str(value).lower() in words for value in columns["split"]]]
+    elif split == "test":
+        return None
+    rows = np.array([row for row in rows if columns["path"][row] not in quarantine], dtype=np.int64)
+    if not len(rows):
+        if split == "test":
+            return None
+        raise FileNotFoundError(f"no training image in {path}")
+    chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
+    labels, names = _numbered(chosen, "label", path, classes)
+    groups, _ = _numbered(chosen, "group", path)
+    return ListSource(
+        path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
+        classes=names, groups=groups, reading=reading, form=form,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, list[Any]]:
+    """Columns by name."""
+    if path.suffix == ".txt":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {"path": [line.strip() for line in lines if line.strip()]}
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                f"reading {path} needs pyarrow: pip install 'momentum-contrast[tables]', or give a .csv"
+            ) from None
+        table = pyarrow.parquet.read_table(path)
+        columns = {name: table.column(name).to_pylist() for name in table.column_names if name in _COLUMNS}
+        names = table.column_names
+    else:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            names = list(reader.fieldnames or [])
+            rows = list(reader)
+        columns = {name: [row[name] or "" for row in rows] for name in names if name in _COLUMNS}
+    if "path" not in columns:
+        raise ValueError(f"{path} must have a column path (and may have {', '.join(_COLUMNS[1:])}), "
+                         f"got {', '.join(names) or 'nothing'}")  # fmt: skip
+    return columns
+
+
+def _numbered(
+    columns: Mapping[str, list[Any]], name: str, path: Path, classes: Sequence[str] = ()
+) -> tuple[Tensor | None, list[str]]:
+    """Numbers for the values of a column, and the values in the order of their numbers."""
+    values = columns.get(name, [])
+    absent = [value is None or value == "" for value in values]
+    if not values or all(absent):
+        return None, list(classes)
+    if any(absent):
+        raise ValueError(
+            f"every image of {path} must have a {name}, or none; {sum(absent)} of {len(absent)} have none, "
+            f"such as {columns['path'][absent.index(True)]}"
+        )
+    words = [str(value) for value in values]
+    every = list(classes) or sorted(
+        set(words), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w)
+    )
+    number = {word: i for i, word in enumerate(every)}
+    if unknown := sorted(set(words) - set(number)):
+        raise ValueError(f"{path}: {unknown[0]} is a class that the training images do not have")
+    return torch.tensor([number[word] for word in words]), every

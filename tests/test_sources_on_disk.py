@@ -1,0 +1,254 @@
+"""Lists, tables, archives, Hugging Face sets and the index: the same images however they are stored."""
+
+import csv
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco.data import index as index_module
+from moco.data import scan as scan_module
+from moco.data.encoded import FolderSource
+from moco.data.index import open_index
+from moco.data.open import locate, open_source
+from moco.data.procedural import procedural
+from moco.data.scan import Folder, scan
+
+PIXELS = procedural(12, size=16).pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders train/cat and train/dog with six images each, and two in test/."""
+    for i in range(12):
+        path = tmp_path / "images" / "train" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).save(path)
+    for i in range(2):
+        path = tmp_path / "images" / "test" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).save(path)
+    return tmp_path / "images"
+
+
+def assert_same_images(source, folder):
+    expected = open_source(str(folder))
+    names = [Path(source.sample_name(i)).name for i in range(len(source))]
+    for i in range(len(expected)):
+        place = names.index(Path(expected.sample_name(i)).name)
+        assert torch.equal(source.read(place), expected.read(i))
+        if source.labels is not None:
+            assert source.classes[source.labels[place]] == expected.classes[expected.labels[i]]
+    assert len(source) == len(expected) == 12
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("deflated", [False, True])
+def test_archives_are_read_in_place(folder, tmp_path, kind, deflated):
+    path = tmp_path / f"x.{kind}"
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder))
+    else:
+        with tarfile.open(path, "w:gz" if deflated else "w") as archive:
+            for file in files:
+                archive.add(file, file.relative_to(folder))
+        if deflated:
+            with pytest.raises(ValueError, match=r"must be a .zip or an uncompressed .tar.*unpack a .tar.gz"):
+                open_source(str(path))
+            return
+    before = sorted(os.listdir(tmp_path))
+    train, test = open_source(str(path)), open_source(str(path), "test")
+    assert_same_images(train, folder)
+    assert train.labels is not None
+    assert (len(test), test.labels.tolist(), test.classes) == (2, [0, 1], ["cat", "dog"])
+    assert sorted(os.listdir(tmp_path)) == before
+    fewer = open_source(str(path), quarantine=frozenset(["train/cat/00.png"]))
+    assert len(fewer) == 11
+    assert fewer.fingerprint() != train.fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
+    rows = [
+        {"path": str(p.relative_to(tmp_path)), "label": p.parent.name, "group": f"site {i % 3}",
+         "split": p.parent.parent.name}
+        for i, p in enumerate(sorted(folder.rglob("*.png")))
+    ]  # fmt: skip
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        import pyarrow
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    train, test = open_source(str(path)), open_source(str(path), "test")
+    assert_same_images(train, folder)
+    assert train.labels is not None
+    assert sorted(train.groups.unique().tolist()) == [0, 1, 2]
+    assert (len(test), test.classes) == (2, train.classes)
+
+
+def test_a_list_of_paths(folder, tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text("\n".join(str(p) for p in sorted((folder / "train").rglob("*.png"))) + "\n\n")
+    source = open_source(str(path))
+    assert_same_images(source, folder)
+    assert source.labels is None
+    assert open_source(str(path), "test") is None
+    (tmp_path / "x.txt").write_text("nowhere.png\n")
+    with pytest.raises(RuntimeError, match=r"cannot decode nowhere.png: there is no such file"):
+        open_source(str(path)).read(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "file,label\na.png,1\n",
+            r"must have a column path \(and may have label, group, split\), got file, label",
+        ),
+        ("path,label\na.png,1\nb.png,\n", r"must have a label, or none; 1 of 2 have none, such as b.png"),
+        ("path\n", "no training image in"),
+        (
+            "path,label,split\na.png,1,train\nb.png,2,test\n",
+            "2 is a class that the training images do not have",
+        ),
+    ],
+)
+def test_impossible_tables_are_refused(tmp_path, text, message):
+    (tmp_path / "x.csv").write_text(text)
+    split = "test" if "split" in text else "train"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_source(str(tmp_path / "x.csv"), split)
+
+
+def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    from moco.data.huggingface import HuggingFaceSource
+
+    files = sorted((folder / "train").rglob("*.png"))
+    columns = {
+        "image": [{"bytes": p.read_bytes(), "path": p.name} for p in files],
+        "label": [int(p.parent.name == "dog") for p in files],
+        "group": [p.name[0] for p in files],
+    }
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        group=datasets.Value("string"),
+    )
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    dataset.to_parquet(str(tmp_path / "x.parquet"))
+    sources = [
+        HuggingFaceSource(dataset),
+        open_source(f"hf:{tmp_path / 'saved'}"),
+        open_source(f"hf:{tmp_path / 'x.parquet'}"),
+    ]
+    for source in sources:
+        for i, path in enumerate(files):
+            assert np.array_equal(source.read(i).permute(1, 2, 0).numpy(), np.asarray(Image.open(path)))
+        assert source.labels.tolist() == columns["label"]
+        assert source.groups.unique().tolist() == [0, 1]
+    assert open_source(f"hf:{tmp_path / 'saved'}", "test") is None
+    with pytest.raises(ValueError, match=r"must have a column of type Image, it has label, group"):
+        HuggingFaceSource(dataset.remove_columns("image"))
+
+
+def test_names_are_looked_for_here_and_on_the_shelf(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOCO_DATA", str(tmp_path))
+    assert locate("images") == str(folder)
+    assert locate("procedural") == "procedural"
+    assert locate("none") == "none"
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert locate("cifar10") == str(tmp_path)
+    assert len(open_source("images")) == 12
+    with pytest.raises(FileNotFoundError, match=r"there is no nothing, here or under \$MOCO_DATA"):
+        open_source("nothing")
+
+
+def many(images: Path, root: Path, folders: int = 6, files: int = 40) -> Path:
+    content = next(images.rglob("*.png")).read_bytes()
+    for f in range(folders):
+        for i in range(files):
+            path = root / "many" / f"f{f}" / "deep" / f"{i:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            os.utime(path.parent, (1e9, 1e9))
+    return root / "many"
+
+
+def slow_paths(root: Path) -> list[str]:
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*.png"))
+
+
+def test_the_index_is_kept_and_follows_changes(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(index_module, "KEPT_FROM", 100)
+    monkeypatch.setattr(scan_module, "_SETTLED", 0)
+    root = many(folder, tmp_path)
+    first = open_index(root)
+    assert [first.path(i) for i in range(len(first))] == slow_paths(root)
+    header = first.header(7)
+    assert (header.format, header.width, header.height, header.channels) == ("PNG", 16, 16, 3)
+    assert first.records["size"][7] == (root / first.path(7)).stat().st_size
+
+    def refuse(*_):
+        raise AssertionError("scanned again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "scan", refuse)
+        again = open_index(root)
+    assert isinstance(again.names, np.memmap)
+    assert again.fingerprint() == first.fingerprint()
+    assert again.forms() == first.forms() == {(3, 8, False): 240}
+
+    (root / "f2" / "deep" / "000.png").unlink()
+    (root / "f3" / "deep" / "new.png").write_bytes((root / "f1" / "deep" / "001.png").read_bytes())
+    (root / "f9").mkdir()
+    (root / "f9" / "x.png").write_bytes(b"")
+    read = []
+    headers = scan_module._headers
+    monkeypatch.setattr(scan_module, "_headers", lambda at, task: read.append(task[0]) or headers(at, task))
+    changed = open_index(root)
+    assert [changed.path(i) for i in range(len(changed))] == slow_paths(root)
+    assert sorted(read) == ["f2/deep", "f3/deep", "f9"]
+    assert changed.header(len(changed) - 1) is None
+    for file in (tmp_path / "cache" / "moco").iterdir():
+        file.write_bytes(file.read_bytes()[:-5])
+    assert open_index(root).fingerprint() == changed.fingerprint()
+
+
+def test_other_processes_read_the_same_headers(folder, tmp_path, monkeypatch):
+    root = many(folder, tmp_path, 4, 12)
+    alone = scan(str(root), False, {})
+    monkeypatch.setattr(scan_module, "_FEW", 2)
+    monkeypatch.setattr(scan_module, "_CHUNK", 5)
+    counts: list[int] = []
+    shared = scan(str(root), False, {}, counts.append)
+    assert counts[-1] == 48
+    for a, b in zip(alone, shared, strict=True):
+        assert isinstance(a, Folder)
+        assert (a.path, a.names, a.skipped) == (b.path, b.names, b.skipped)
+        assert np.array_equal(a.records, b.records)
+
+
+def test_pipes_and_vanished_files_do_not_hang_the_scan(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    index = open_index(tmp_path)
+    assert (len(index), index.skipped) == (1, {"neither files nor folders": 1})
+    assert len(FolderSource(tmp_path)) == 1

@@ -1,0 +1,179 @@
+"""Images that cannot be read: replaced by a keyed draw, named in the journal, and limited in number."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moco
+from moco import chance, recipe_file
+from moco.data.decoding import ATTEMPTS
+from moco.data.encoded import FolderSource
+from moco.data.loader import Loader
+from moco.data.procedural import procedural
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
+from moco.data.views import Views
+from moco.evaluate.features import pixels
+from moco.recipe import MomentumQueue
+from test_run import StopAfter, assert_same_runs
+from tiny import CPU, tiny_recipe
+
+BROKEN = ("03.png", "17.png", "30.png")
+QUEUE = MomentumQueue(size=15)
+VALUES = tiny_recipe(reading=Reading(budget=0.1), epochs=3, dictionary=QUEUE)
+
+
+def photographs(root: Path, count: int = 40, broken=BROKEN) -> Path:
+    root.mkdir(exist_ok=True)
+    source = procedural(count, size=20)
+    for i in range(count):
+        Image.fromarray(source.pixels[i].permute(1, 2, 0).numpy()).save(root / f"{i:02d}.png")
+    for name in broken:
+        (root / name).write_bytes((root / name).read_bytes()[:200])
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unreadable")
+    data = photographs(folder / "images")
+    result = moco.pretrain(VALUES, data=str(data), out=folder / "run")
+    return folder / "run", data, result
+
+
+def views() -> Views:
+    augmentation = VALUES.views
+    return Views(type(augmentation)(size=16, mean=(0.5,) * 3, std=(0.2,) * 3))
+
+
+def test_a_replacement_is_a_function_of_seed_epoch_image_and_attempt(tmp_path):
+    source = FolderSource(photographs(tmp_path / "x"))
+    loader = Loader(source, views(), 10, seed=3)
+    batches = list(loader.stream(0, 12))
+    again = Loader(source, views(), 10, seed=3, workers=5)
+    for step, batch in enumerate(batches):
+        planned = loader.index(step)
+        alone = again.batch(step)
+        assert torch.equal(alone.index, batch.index)
+        assert all(torch.equal(a, b) for a, b in zip(alone.views, batch.views, strict=True))
+        assert alone.unreadable == batch.unreadable
+        bad = {i for i in planned.tolist() if source.sample_name(i) in BROKEN}
+        assert bad <= {int(name[:2]) for name, _ in batch.unreadable}
+        for index, taken in zip(planned.tolist(), batch.index.tolist(), strict=True):
+            if index not in bad:
+                assert taken == index
+                continue
+            draws = chance.uniform(3, "replacement", np.array([index]), ATTEMPTS, step=step // 4)[0]
+            candidates = [int(draw * 40) for draw in draws]
+            assert taken == next(c for c in candidates if source.sample_name(c) not in BROKEN)
+    assert {int(i) for batch in batches for i in batch.index} <= set(range(40)) - {3, 17, 30}
+    epochs = [[b.index.tolist() for b in batches[s : s + 4]] for s in (0, 4)]
+    assert epochs[0] != epochs[1]
+
+
+def test_a_replacement_keeps_its_neighbours_as_they_were(tmp_path):
+    whole = Loader(FolderSource(photographs(tmp_path / "whole", broken=())), views(), 10)
+    torn = Loader(FolderSource(photographs(tmp_path / "torn")), views(), 10)
+    for step in range(4):
+        a, b = whole.batch(step), torn.batch(step)
+        same = a.index == b.index
+        for x, y in zip(a.views, b.views, strict=True):
+            torch.testing.assert_close(x[same], y[same])
+
+
+def test_journal_and_quarantine_agree_and_the_run_ends(finished):
+    out, _, result = finished
+    rows = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    named = [row for row in rows if "unreadable" in row]
+    assert {row["unreadable"] for row in named} == set(BROKEN)
+    assert result.unreadable == len(named) == 3
+    assert all("truncated" in row["reason"] for row in named)
+    assert read_quarantine(out / "quarantine.jsonl") == set(BROKEN)
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+def test_resuming_gives_the_same_bits_with_unreadable_images_too(finished, tmp_path, stop):
+    out, data, _ = finished
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(VALUES, data=str(data), out=tmp_path / "run", observers=[StopAfter(stop)])
+    moco.resume(tmp_path / "run", workers=1)
+    assert_same_runs(out, tmp_path / "run")
+    assert (out / "quarantine.jsonl").read_bytes() == (tmp_path / "run" / "quarantine.jsonl").read_bytes()
+
+
+def test_files_in_quarantine_are_left_out(finished, tmp_path):
+    out, data, _ = finished
+    listed = out / "quarantine.jsonl"
+    result = moco.pretrain(VALUES, data=str(data), out=tmp_path / "run", quarantine=listed)
+    assert result.unreadable == 0
+    assert not (tmp_path / "run" / "quarantine.jsonl").exists()
+    assert recipe_file.read(tmp_path / "run" / "recipe.toml")[1]["images"] == 37
+    with pytest.raises(FileExistsError, match="holds another run"):
+        moco.pretrain(VALUES, data=str(data), out=tmp_path / "run")
+    moco.resume(tmp_path / "run")
+    (tmp_path / "bad.jsonl").write_text("03.png\n")
+    with pytest.raises(ValueError, match=r'bad.jsonl, line 1, must be an object with a "file", got'):
+        moco.pretrain(VALUES, data=str(data), out=tmp_path / "other", quarantine=tmp_path / "bad.jsonl")
+
+
+def test_more_than_the_budget_ends_the_run_and_names_them(finished, tmp_path):
+    _, data, _ = finished
+    values = tiny_recipe(reading=Reading(budget=0.05), dictionary=QUEUE)
+    with pytest.raises(RuntimeError, match=r"3 of 40 images cannot be read, more than reading.budget = 0.05"):
+        moco.pretrain(values, data=str(data), out=tmp_path / "run")
+    assert read_quarantine(tmp_path / "run" / "quarantine.jsonl") == set(BROKEN)
+
+
+def test_a_set_without_a_readable_image_is_refused_before_anything_is_written(tmp_path):
+    photographs(tmp_path / "x", 20, broken=[f"{i:02d}.png" for i in range(20)])
+    values = tiny_recipe(dictionary=QUEUE)
+    with pytest.raises(ValueError, match=r"none of the 20 images of .*x that were tried can be read: .*png"):
+        moco.pretrain(values, data=str(tmp_path / "x"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_vanish_end_the_run_in_a_sentence(tmp_path):
+    source = FolderSource(photographs(tmp_path / "x", 20, broken=()))
+    for path in (tmp_path / "x").iterdir():
+        path.unlink()
+    with pytest.raises(RuntimeError, match=r"11 images drawn in a row cannot be read, .*No such file"):
+        Loader(source, views(), 10).batch(0)
+
+
+def test_knn_leaves_unreadable_images_out(tmp_path):
+    from moco.images import Data, labelled
+
+    for folder, broken in ("a", ("01.png",)), ("b", ("02.png", "05.png")):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        photographs(tmp_path / "x" / folder, 10, broken)
+    source = FolderSource(tmp_path / "x")
+    values = tiny_recipe(views=views().augmentation)
+    sets = labelled(values, Data(source, None), CPU)
+    assert sets is not None
+    rows = [len(pixels(part.batches())) for part in sets]
+    assert sum(rows) == 17
+    assert [len(part.labels) for part in sets] == rows
+
+
+def test_the_hostile_pack_among_good_images(shared_data, tmp_path):
+    with zipfile.ZipFile(shared_data / "hostile" / "hostile.zip") as archive:
+        archive.extractall(tmp_path)
+    photographs(tmp_path / "hostile" / "good", 80, broken=())
+    values = tiny_recipe(reading=Reading(budget=0.2), epochs=1)
+    result = moco.pretrain(values, data=str(tmp_path / "hostile"), out=tmp_path / "run")
+    named = read_quarantine(tmp_path / "run" / "quarantine.jsonl")
+    entries = json.loads((shared_data / "hostile" / "manifest.json").read_text())["files"]
+    broken = {
+        entry["name"]
+        for entry in entries
+        if (entry.get("pillow_open", "ok"), entry.get("pillow_load", "ok")) != ("ok", "ok")
+        or entry["name"].startswith("bomb_")
+    } - {"._apple_double.jpg", "Thumbs.db"}  # no images by their names
+    assert named <= broken
+    assert result.unreadable == len(named) > 10
+    assert (tmp_path / "run" / "views.png").exists()
