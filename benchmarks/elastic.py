@@ -33,6 +33,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
 
 from moco.processes import joined  # noqa: E402
+from moco.recipe import SGD  # noqa: E402
 from moco.training.checkpoint import Checkpoints  # noqa: E402
 from moco.training.trainer import Run, train  # noqa: E402
 from moco.world import Solo, World  # noqa: E402
@@ -86,7 +87,14 @@ def equal(call: argparse.Namespace) -> None:
 
 def small_run(world: World, folder: Path, steps: int) -> Run:
     """The run that is disturbed; in double precision, so that rounding does not hide what else differs."""
-    values = tiny.tiny_recipe(batch=16, epochs=None, iterations=steps, checkpoint_every=4, journal_every=1)
+    values = tiny.tiny_recipe(
+        batch=16,
+        epochs=None,
+        iterations=steps,
+        checkpoint_every=4,
+        journal_every=1,
+        optimizer=SGD(lr=0.01),  # a larger one multiplies any rounding threefold at every step
+    )
     run = tiny.tiny_run(values, tiny.tiny_data(), folder / "checkpoints", world=world)
     run.measure = lambda _: iter(())
     return ranks.in_double(run)
