@@ -158,7 +158,7 @@ def elastic(_: argparse.Namespace) -> None:
 
 def kills(call: argparse.Namespace) -> None:
     """Kill one process at a random moment, restart all, and compare each finished run with a calm one."""
-    folder, size, steps = Path(tempfile.mkdtemp(prefix="moco-kills-")), call.processes, 60
+    folder, size, steps = Path(tempfile.mkdtemp(prefix="moco-kills-")), call.processes, 40
     moments = random.Random(call.seed)
 
     def start(name: str) -> list[int]:
@@ -190,8 +190,13 @@ def kills(call: argparse.Namespace) -> None:
             said: list[str] = []
             found = Checkpoints(folder / name / "checkpoints", say=said.append).load()
             torn += any("is passed over" in sentence for sentence in said)
-            torn_or_none = found[0] if found else 0
-            most_lost = max(most_lost, reached - torn_or_none)
+            newest = found[0] if found else 0
+            most_lost = max(most_lost, reached - newest)
+            print(
+                f"kill {count}: process {victim} after step {reached}, newest checkpoint {newest}; "
+                f"{equals} of {finished} runs ended with the bits of a calm one",
+                flush=True,
+            )
             continue
         ranks.wait([rank for rank in started if rank != gone])
         equals += same(Checkpoints(folder / name / "checkpoints").load(), calm) and (
