@@ -30,6 +30,10 @@ COMMANDS = {
         "STUDY --data IMAGES --out FOLDER",
         "a study of the papers, or your own: a table and a figure",
     ),
+    "transfer": (
+        "TASK --init RUN --data FOLDER --out RUN",
+        "fine-tune on detection, segmentation, keypoints or dense pose; table RUN... compares starts",
+    ),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
