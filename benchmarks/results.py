@@ -71,7 +71,7 @@ def table(name: str) -> str:
         return study(values)
     if "sentence" in values:
         return verdict(values)
-    if "steps" in values:
+    if isinstance(values["steps"], list):
         return steps(values)
     knn, count = values["knn"], len(values["seeds"])
 
