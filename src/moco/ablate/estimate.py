@@ -12,8 +12,8 @@ from moco.build import build, resolve
 from moco.encoder import trunk
 from moco.evaluate.features import extract
 from moco.evaluate.knn import accuracy
+from moco.finish import BASELINE_IMAGES
 from moco.images import Data, labelled
-from moco.launch import BASELINE_IMAGES
 from moco.recipe import Recipe
 from moco.training.checkpoint import Checkpoints
 from moco.training.step import step
