@@ -71,7 +71,7 @@ def table(name: str) -> str:
         return study(values)
     if "sentence" in values:
         return verdict(values)
-    if isinstance(values["steps"], list):
+    if "single_steps" in values:
         return steps(values)
     knn, count = values["knn"], len(values["seeds"])
 
@@ -183,7 +183,7 @@ def steps(values: dict[str, Any]) -> str:
         "| mechanism | K | batch | peak memory, MiB | processor seconds per step |",
         "|---|---|---|---|---|",
     ]
-    for of in values["steps"]:
+    for of in values["single_steps"]:
         worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
     return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])

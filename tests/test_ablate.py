@@ -72,8 +72,8 @@ def data(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Runs without their own pictures, which other tests cover."""
-    for name in "plot_curves", "plot_views":
-        monkeypatch.setattr(f"moco.launch.{name}", lambda *_, **__: None)
+    for name in "finish.plot_curves", "launch.plot_views":
+        monkeypatch.setattr(f"moco.{name}", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,8 @@ def calm(data, tmp_path_factory):
     """A study that nothing disturbed."""
     out = tmp_path_factory.mktemp("calm") / "study"
     with pytest.MonkeyPatch.context() as patch:
-        for name in "plot_curves", "plot_views":
-            patch.setattr(f"moco.launch.{name}", lambda *_, **__: None)
+        for name in "finish.plot_curves", "launch.plot_views":
+            patch.setattr(f"moco.{name}", lambda *_, **__: None)
         run_study(toy(), data=data, out=out, seeds=(0, 1), machine=HERE, say=lambda _: None, estimate=False)
     return out
 

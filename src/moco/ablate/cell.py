@@ -21,6 +21,7 @@ import torch
 from moco import recipe_file
 from moco.ablate.plan import Job
 from moco.launch import choose_device, pretrain
+from moco.processes import first_here
 from moco.training.journal import read
 from moco.training.trainer import Observer
 
@@ -79,7 +80,7 @@ def run_cell(job: Job, call: Call, observers: tuple[Observer, ...] = (), *, alon
         limit = f" with a limit of {call.memory:g} GiB" if call.memory else ""
         job.tell(status="out of memory", reason=f"does not fit{limit}")
     else:
-        if watch.began or not job.note.exists():
+        if first_here() and (watch.began or not job.note.exists()):
             job.tell(status="finished", **_cost(job, result.seconds, watch.mib if alone else None))
 
 
@@ -188,7 +189,8 @@ def _end_with_parent() -> None:
 def main(words: list[str]) -> None:
     """Run the cell that a JSON object describes: the fields of `Call`."""
     call = Call(**json.loads(words[0]))
-    _end_with_parent()
+    if "RANK" not in os.environ:  # torchrun ends its processes itself, and gives them no standard input
+        _end_with_parent()
     torch.set_num_threads(call.threads)
     request = Path(call.out) / "recipes" / f"{call.cell}-seed{call.seed}.toml"
     recipe, _ = recipe_file.read(request)
