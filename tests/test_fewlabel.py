@@ -16,7 +16,7 @@ from moco.evaluate.fewlabel import (
     student,
     worth,
 )
-from moco.evaluate.verdict import Contender, best, difference, judge
+from moco.evaluate.verdict import Contender, best, difference, envelope, judge
 
 LABELS = torch.arange(300) % 3
 
@@ -132,7 +132,7 @@ def test_a_verdict_that_depends_says_on_what():
     crossing = points(COUNTS, (40.0, 41.0, 42.0), (10.0, 11.0, 12.0))
     found = judge([Contender("this backbone", crossing)], [Contender("raw pixels", MIDDLE)])
     assert found.outcome == "it depends"
-    assert "with 10 this backbone is better than raw pixels, with 100 worse" in found.sentence
+    assert "with 10 this backbone is better than raw pixels, with 100 worse than raw pixels" in found.sentence
 
 
 def test_a_verdict_points_to_better_weights():
@@ -171,3 +171,20 @@ def test_impossible_amounts_are_refused(call, message):
 
 def test_an_interval_prints_as_mean_and_half_width():
     assert str(Interval(50.0, 48.5, 51.5, ())) == "50.0 ± 1.5"
+
+
+def test_the_reference_is_whatever_is_best_at_each_amount():
+    flat, steep = points(COUNTS, (20.0, 21.0), (22.0, 23.0)), points(COUNTS, (10.0, 11.0), (40.0, 41.0))
+    found = envelope([Contender("raw pixels", flat), Contender("training from scratch", steep)])
+    assert found.name == "raw pixels or training from scratch"
+    assert [point.top1.mean for point in found.curve] == [20.5, 40.5]
+    with pytest.raises(ValueError, match="something to compare with"):
+        envelope([])
+
+
+def test_a_factor_that_is_known_goes_before_one_that_is_only_bounded():
+    low = points((10, 100, 1000), (20, 21, 22), (30, 31, 32), (40, 41, 42))
+    ours = points((10, 100, 1000), (30.5, 31.5, 32.5), (45, 46, 47), (60, 61, 62))
+    found = judge([Contender("this backbone", ours)], [Contender("raw pixels", low)])
+    assert "worth 11." in found.sentence
+    assert "10 (10) with this backbone do what 1" in found.sentence

@@ -64,9 +64,8 @@ def judge(
 ) -> Verdict:
     """Compare a pre-trained backbone with what one could do without pre-training on these images.
 
-    A difference counts where its 95 % interval over the splits leaves out zero. The best way with the
-    backbone is compared with the best way without it, each chosen by its mean over the amounts of labels
-    that all its rivals were measured with.
+    A difference counts where its 95 % interval over the splits leaves out zero. The way to use the backbone
+    that is best on average is compared, at each amount of labels, with whatever is best there without it.
 
     Args:
         ours: ways to use the pre-trained backbone, such as frozen and fine-tuned.
@@ -77,7 +76,7 @@ def judge(
     Raises:
         ValueError: if there is nothing to compare with, or no amount of labels in common.
     """
-    chosen, reference = best(ours), best(without)
+    chosen, reference = best(ours), envelope(without)
     evidence = []
     for other in (*without, *others):
         for mine, theirs in _shared(chosen, other):
@@ -92,7 +91,8 @@ def judge(
         outcome: Outcome = "it depends"
         sentence = (
             f"It depends on the labels: with {better[0][0].amount} this backbone is better than "
-            f"{reference.name}, with {worse[0][0].amount} worse."
+            f"{_at(without, better[0][1])}, with {worse[0][0].amount} worse than "
+            f"{_at(without, worse[0][1])}."
         )
     elif better:
         outcome, sentence = "it helped", _helped(chosen, reference, better, seed)
@@ -101,14 +101,14 @@ def judge(
         mine, theirs = worse[-1]
         sentence = (
             f"It did not help: with {mine.amount} it reaches {mine.top1.mean:.1f} % and "
-            f"{reference.name} {theirs.top1.mean:.1f} %; use {reference.name}, "
+            f"{_at(without, theirs)} {theirs.top1.mean:.1f} %; use {_at(without, theirs)}, "
             "or pre-train longer or on more images."
         )
     else:
         outcome = "no difference shown"
         gaps = [difference(*pair) for pair in pairs]
         sentence = (
-            f"No difference shown: against {reference.name} the gap lies between "
+            f"No difference shown: the gap to {reference.name} lies between "
             f"{min(g.low for g in gaps):+.1f} and {max(g.high for g in gaps):+.1f} points at every amount of "
             "labels tried; more test images, more repeats or longer pre-training would be needed to see one."
         )
@@ -117,6 +117,29 @@ def judge(
         if theirs_better and not theirs_worse:
             sentence += f" But {other.name} is better: use that, or begin from it."
     return Verdict(outcome, sentence, evidence)
+
+
+def envelope(contenders: Sequence[Contender]) -> Contender:
+    """At each amount of labels whichever is best there.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not contenders:
+        raise ValueError("a verdict needs something to compare with")
+    points: dict[int, Point] = {}
+    for contender in contenders:
+        for point in contender.curve:
+            if point.labels not in points or point.top1.mean > points[point.labels].top1.mean:
+                points[point.labels] = point
+    curve = [points[labels] for labels in sorted(points)]
+    names = dict.fromkeys(_at(contenders, point) for point in curve)
+    return Contender(" or ".join(names), curve)
+
+
+def _at(contenders: Sequence[Contender], point: Point) -> str:
+    """Whose point it is."""
+    return next(c.name for c in contenders if any(p is point for p in c.curve))
 
 
 def _shared(ours: Contender, other: Contender) -> list[tuple[Point, Point]]:
@@ -140,22 +163,23 @@ def _helped(ours: Contender, reference: Contender, better: list[tuple[Point, Poi
     if not known:
         mine, theirs = better[0]
         return (
-            f"It helped: with {mine.amount} this backbone reaches {mine.top1.mean:.1f} % and "
-            f"{reference.name} {theirs.top1.mean:.1f} %."
+            f"It helped: with {mine.amount} this backbone reaches {mine.top1.mean:.1f} %, and "
+            f"{theirs.top1.mean:.1f} % is the best there is without it ({reference.name})."
         )
-    chosen = sorted(known, key=lambda w: w.factor)[(len(known) - 1) // 2]
+    bounded = sorted((w for w in known if not w.at_least), key=lambda w: w.factor)
+    chosen = bounded[(len(bounded) - 1) // 2] if bounded else max(known, key=lambda w: w.factor)
     start = "It helped: pre-training on these images is worth "
     if chosen.at_least:
         return (
             f"{start}more than {chosen.factor:.1f} times the labels: with {chosen.labels:,} "
-            f"({chosen.amount}) this backbone is better than {reference.name} with {chosen.equals:,.0f}, "
-            "the most that was tried."
+            f"({chosen.amount}) this backbone is better than anything without it with {chosen.equals:,.0f}, "
+            f"the most that was tried ({reference.name})."
         )
     low, high = factor_interval(ours, reference, chosen, seed=seed)
     return (
         f"{start}{chosen.factor:.1f} times the labels (95 % interval {low:.1f} to {high:.1f}): "
         f"{chosen.labels:,} ({chosen.amount}) with this backbone do what "
-        f"{chosen.equals:,.0f} do with {reference.name}, the best way without it."
+        f"{chosen.equals:,.0f} do without it, at their best ({reference.name})."
     )
 
 
@@ -164,8 +188,8 @@ def factor_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of a worth factor, resampling the splits of both curves together."""
     (mine,) = (point for point in ours.curve if point.labels == at.labels)
-    count = min(len(point.top1.values) for point in (mine, *reference.curve))
-    draws = torch.randint(count, (_RESAMPLES, count), generator=chance.generator(seed, "worth"))
+    count = max(len(point.top1.values) for point in (mine, *reference.curve))
+    draws = torch.rand(_RESAMPLES, count, generator=chance.generator(seed, "worth"))
     factors = []
     for draw in draws.tolist():
         curve = [_resample(point, draw) for point in reference.curve]
@@ -176,6 +200,8 @@ def factor_interval(
     return factors[int(0.025 * len(factors))], factors[int(0.975 * (len(factors) - 1))]
 
 
-def _resample(point: Point, draw: list[int]) -> Point:
-    mean = statistics.fmean(point.top1.values[i] for i in draw)
+def _resample(point: Point, draw: list[float]) -> Point:
+    """A point over splits drawn anew: the same ones in every curve that has as many."""
+    values = point.top1.values
+    mean = statistics.fmean(values[int(place * len(values))] for place in draw[: len(values)])
     return point._replace(top1=Interval(mean, mean, mean, ()))
