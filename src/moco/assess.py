@@ -156,6 +156,13 @@ def supervised(
     return rows
 
 
+def finished(folder: Path) -> list[dict[str, float]]:
+    """The rows of a supervised training that came to its end in a folder; none otherwise."""
+    if not (folder / "backbone.safetensors").exists():
+        return []
+    return json.loads((folder / "supervised.json").read_text())["rows"]
+
+
 def by_training(setting: Setting, start: Start) -> Learner:
     """Fine-tuning on few labels: about 200 steps of at most 32 images, the paper's learning rates."""
     test = setting.test.plain(start.values, setting.device)

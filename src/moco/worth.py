@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco.assess import DIAGNOSTIC_IMAGES, Say, by_training, counterpart, raw_pixels, supervised
+from moco.assess import DIAGNOSTIC_IMAGES, Say, by_training, counterpart, finished, raw_pixels, supervised
 from moco.evaluate.diagnostics import diagnose
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
 from moco.evaluate.knn import accuracy
@@ -66,7 +66,7 @@ def verdict(
         setting: the run and the labelled images.
         others: weights from elsewhere, as for `moco.starts.other_start`.
         with_supervised: also train the same network on the same images with their labels, for as many
-            epochs as the run, into the run's folder `supervised`; done once.
+            epochs as the run, into the run's folder `supervised`; one that is there already is taken.
         finetune: also fine-tune on few labels, from the run and from scratch, with the two largest amounts
             of at most 1,000.
         amounts: of labels.
@@ -94,7 +94,8 @@ def verdict(
     supervised_top1 = None
     if with_supervised:
         folder = setting.out / "supervised"
-        supervised_top1 = supervised(setting, folder, counterpart(setting), say=say)[-1]["top1"]
+        rows_of_it = finished(folder) or supervised(setting, folder, counterpart(setting), say=say)
+        supervised_top1 = rows_of_it[-1]["top1"]
         start = other_start(setting, str(folder), name="supervised, all labels")
         rows[start.name] = measure(setting, start, curve=False, **options)
     if finetune:
