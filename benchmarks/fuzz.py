@@ -61,7 +61,7 @@ def mutant(content: bytes, rng: np.random.Generator) -> bytes:
         elif kind == 4:
             data[at:at] = data[at : at + int(rng.integers(1, 33))]
         else:
-            del data[int(rng.integers(1, len(data))) :]
+            del data[int(rng.integers(len(data))) :]
         if not data:
             return b""
     return bytes(data)

@@ -264,7 +264,7 @@ def diagnose_run(
 def raw_pixels(setting: Setting) -> tuple[Tensor, Tensor]:
     """Pixels of training and test images as features, averaged down and rotated to their main directions."""
     train, test = (
-        pixels(portion.plain(setting.values, setting.device).batches(), side=RAW_SIDE)
+        pixels(portion.plain(setting.values, setting.device, strict=True).batches(), side=RAW_SIDE)
         for portion in (setting.train, setting.test)
     )
     centre = train.mean(0)

@@ -41,13 +41,14 @@ class Portion:
     indices: Tensor
     labels: Tensor
 
-    def plain(self, values: recipe.Recipe, device: torch.device) -> Labelled:
-        """Unaugmented, normalised, in the order of the indices."""
-        views, unreadable = Views(values.views), set[int]()
+    def plain(self, values: recipe.Recipe, device: torch.device, *, strict: bool = False) -> Labelled:
+        """Unaugmented, normalised, in the order of the indices; unreadable images are left out, with
+        their classes, or with `strict` the first one is an error."""
+        views, unreadable = Views(values.views), None if strict else set[int]()
         batches = functools.partial(
             plain_batches, self.source, views, self.indices, device=device, unreadable=unreadable
         )
-        return Labelled(batches, self.labels, unreadable)
+        return Labelled(batches, self.labels, set() if unreadable is None else unreadable)
 
     def crops(
         self,

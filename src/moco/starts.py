@@ -108,7 +108,7 @@ class Start:
 
     def features(self, portion: Portion, device: torch.device) -> Features:
         """Trunk features and head output of unaugmented images."""
-        return extract(self.encoder, portion.plain(self.values, device).batches())
+        return extract(self.encoder, portion.plain(self.values, device, strict=True).batches())
 
     def classifier(self, setting: Setting) -> Classifier:
         """A copy of the trunk with a fresh classifier, ready to be trained.
