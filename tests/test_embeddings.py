@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import moco
 from moco.cli import main
 from moco.data.loader import plain_batches
 from moco.data.open import open_source
@@ -80,6 +81,16 @@ def test_embeddings_are_the_encoders(finished):  # noqa: F811
         next(embed(weights, source, layer="fc"))
     with pytest.raises(ValueError, match="does not say on which images"):
         images_of(trunk_only, None)
+
+
+def test_things_show_themselves_in_a_notebook(finished):  # noqa: F811
+    out, _ = finished
+    result = moco.resume(out)
+    assert "<th>raw pixels</th>" in result._repr_html_()
+    assert "report.html" in result._repr_html_()
+    assert (
+        repr(open_weights(out)) == f"Weights({out}: resnet18, width 8, small2 stem, 3 x 16 x 16, with head)"
+    )
 
 
 def test_knn_of_a_run_and_of_its_backbone_agree(finished):  # noqa: F811

@@ -1,5 +1,6 @@
 """What a finished run leaves: backbone, measurements beside their baselines, curves, the result."""
 
+import html
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +47,17 @@ class Result:
     knn: dict[str, float]
     seconds: float
     unreadable: int = 0
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the kNN table, and where the page is."""
+        rows = "".join(
+            f"<tr><th>{k.replace('_', ' ')}</th><td>{v:.4g}</td></tr>" for k, v in self.knn.items()
+        )
+        out = html.escape(self.out)
+        return (
+            f"<p>{self.steps:,} steps, {self.seconds:.0f} s: loss {self.loss:.3f}, pretext accuracy "
+            f"{100 * self.accuracy:.1f} %; {out}/report.html</p><table>{rows}</table>"
+        )
 
 
 def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,5 @@
 """One HTML file that shows runs: no other file, no address, no network."""
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from moco import recipe_file
 from moco.data.open import open_source
 from moco.data.source import Source
 from moco.report.atlas import Atlas, build_atlas
-from moco.report.charts import Chart
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
 from moco.training.checkpoint import write_atomically
@@ -253,11 +251,3 @@ def _queries(atlas: Atlas) -> list[int]:
         if len(seen) == QUERIES:
             break
     return list(seen.values())
-
-
-def notebook_html(text: str) -> str:
-    """A page inside a notebook's cell."""
-    return f'<iframe srcdoc="{html.escape(text)}" width="100%" height="800" style="border:0"></iframe>'
-
-
-__all__ = ["Chart", "notebook_html", "render", "write_report"]
