@@ -195,7 +195,7 @@ class NpyWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Columns name, label and features, a list of D float32 values; needs the extra "parquet"."""
+    """Columns name, label and features, a list of D float32 values; needs the extra "tables"."""
 
     def __init__(self, path: Path, count: int):
         try:
