@@ -181,8 +181,11 @@ def quoted(path: Path) -> str:
 
 def preparation(about: dict[str, Any]) -> dict[str, Any]:
     """How images become inputs, in values."""
+    scale = "in [0, 1]"
+    if about.get("range"):
+        scale = f"scaled so that {about['range'][0]:g} to {about['range'][1]:g} becomes 0 to 1"
     return {
-        "pixels": "in [0, 1]" + (", RGB" if about["channels"] == 3 else ""),
+        "pixels": scale + (", RGB" if about["channels"] == 3 else ""),
         "resize_short_side": round(about["size"] * 8 / 7),
         "centre_crop": about["size"],
         "mean": list(about["mean"]),
