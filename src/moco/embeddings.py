@@ -188,10 +188,11 @@ class NpyWriter(Writer):
         self.names_file.close()
         if self.array is not None:
             self.array.flush()
-            written, self.array = self.array[: self.done], None
-            if self.done < self.count:  # some could not be read
+            kept = np.array(self.array[: self.done]) if self.done < self.count else None
+            self.array = None
+            if kept is not None:  # some images could not be read; copied first, for the file was mapped
                 with open(self.aside, "wb") as file:
-                    np.save(file, np.array(written))
+                    np.save(file, kept)
 
 
 class ParquetWriter(Writer):
