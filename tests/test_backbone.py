@@ -52,5 +52,5 @@ def test_other_files_are_refused(tmp_path):
         load_backbone(tmp_path / "none.safetensors")
     other = tmp_path / "other.safetensors"
     other.write_bytes(backbone_bytes(torch.nn.Linear(1, 1), {"size": 3}))
-    with pytest.raises(ValueError, match="does not say which architecture"):
+    with pytest.raises(ValueError, match="no residual network that is understood"):
         load_backbone(other)

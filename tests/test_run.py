@@ -72,7 +72,7 @@ def assert_same_runs(a: Path, b: Path):
 def test_a_run_leaves_what_it_says(finished):
     out, data = finished
     names = {"recipe.toml", "journal.jsonl", "timing.jsonl", "checkpoints", "result.json"}
-    names |= {"backbone.safetensors", "curves.png", "views.png", ".lock"}
+    names |= {"backbone.safetensors", "curves.png", "views.png", "report.html", ".lock"}
     assert {path.name for path in out.iterdir()} == names
     values, run = recipe_file.read(out / "recipe.toml")
     assert values.views.mean is not None

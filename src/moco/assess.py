@@ -18,13 +18,13 @@ from moco.evaluate.finetune import Classifier, FineTuning, predict, train_classi
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
 from moco.evaluate.logistic import fit_predict
 from moco.export.backbone import backbone_bytes
-from moco.finish import backbone_about
 from moco.images import pairs
 from moco.launch import choose_device, open_data, trained_encoder
 from moco.run_folder import is_free, read_run
 from moco.starts import Setting, Start, untrained_start
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.journal import read
+from moco.weights import backbone_about
 
 Say = Callable[[str], None]
 RAW_SIDE, RAW_DIRECTIONS = 24, 256

@@ -225,7 +225,7 @@ def build(
         unreadable_budget=values.reading.budget,
         measure=measure_features,
         measure_every=values.monitor.every,
-        interpreter=_interpreter(values),
+        interpreter=build_interpreter(values),
         checkpoints=checkpoints,
         journal_every=values.journal_every,
         checkpoint_every=values.checkpoint_every,
@@ -244,7 +244,8 @@ def _try_out(net: encoder.Encoder, values: recipe.Recipe, channels: int, device:
         raise ValueError(f"{values.encoder.arch} does not take views of {size} pixels: {error}") from error
 
 
-def _interpreter(values: recipe.Recipe) -> Interpreter:
+def build_interpreter(values: recipe.Recipe) -> Interpreter:
+    """What tells the meaning of the recipe's loss."""
     match values.dictionary:
         case recipe.MomentumQueue(size):
             negatives = size

@@ -1,12 +1,15 @@
 """What a run shows on a terminal: a progress bar where there is one, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moco.embeddings import Embeddings
 from moco.training.trainer import Observer
 
 
@@ -29,7 +32,7 @@ class Terminal(Observer):
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
         self.steps, self.batch_size = steps, batch_size
-        if self.console.is_terminal:
+        if self.console.is_terminal or self.console.is_jupyter:
             columns = [
                 TextColumn("step"),
                 MofNCompleteColumn(),
@@ -73,3 +76,19 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[Embeddings], Embeddings]]:
+    """A progress bar on standard error, where that is a terminal; what it is told of is handed on."""
+    console = Console(stderr=True, highlight=False)
+    columns = [TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True)]
+    hidden = not (console.is_terminal or console.is_jupyter)
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(part: Embeddings) -> Embeddings:
+            bar.update(task, advance=len(part.names))
+            return part
+
+        yield advance

@@ -1,5 +1,6 @@
 """What a finished run leaves: backbone, measurements beside their baselines, curves, the result."""
 
+import html
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -9,16 +10,18 @@ from typing import Any
 
 import torch
 
-import moco
 from moco.build import build_encoder
 from moco.evaluate.features import calibrate, pixels
 from moco.evaluate.knn import accuracy, knn
 from moco.export.backbone import backbone_bytes
 from moco.images import Data, labelled
 from moco.recipe import Recipe
+from moco.report.page import write_report
 from moco.report.plots import plot_curves
+from moco.run_folder import read_run
 from moco.training.checkpoint import write_atomically
 from moco.training.trainer import Run
+from moco.weights import backbone_about
 
 BASELINE_IMAGES = 50_000  # raw pixels of more do not fit a small machine
 
@@ -45,6 +48,17 @@ class Result:
     seconds: float
     unreadable: int = 0
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the kNN table, and where the page is."""
+        rows = "".join(
+            f"<tr><th>{k.replace('_', ' ')}</th><td>{v:.4g}</td></tr>" for k, v in self.knn.items()
+        )
+        out = html.escape(self.out)
+        return (
+            f"<p>{self.steps:,} steps, {self.seconds:.0f} s: loss {self.loss:.3f}, pretext accuracy "
+            f"{100 * self.accuracy:.1f} %; {out}/report.html</p><table>{rows}</table>"
+        )
+
 
 def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
     """Yield kNN accuracy in percent of raw pixels and of the untrained network, as run from the same seed."""
@@ -66,22 +80,6 @@ def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tupl
         yield f"untrained_{layer.removeprefix('knn_')}", value
 
 
-def backbone_about(values: Recipe, channels: int) -> dict[str, Any]:
-    """What a backbone file says about itself: how to rebuild the network, and how to feed it."""
-    return {
-        "arch": values.encoder.arch,
-        "width": values.encoder.width,
-        "stem": values.encoder.stem,
-        "channels": channels,
-        "size": values.views.eval_size or values.views.size,
-        "range": values.views.range,
-        "mean": values.views.mean,
-        "std": values.views.std,
-        "recipe": values.name,
-        "moco": moco.__version__,
-    }
-
-
 def finish(
     run: Run,
     values: Recipe,
@@ -93,7 +91,7 @@ def finish(
     say: Callable[[str], None],
 ) -> Result:
     """Write the backbone, the last measurements, the curves and the result."""
-    about = backbone_about(values, data.train.channels)
+    about = backbone_about(values, data.train.channels, read_run(out)[1])
     write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
     table: dict[str, float] = {}
     if (sets := labelled(values, data, device)) is not None:
@@ -108,4 +106,8 @@ def finish(
     unreadable = sum("unreadable" in row for row in rows)
     result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds, unreadable)
     write_atomically(out / "result.json", json.dumps(result.__dict__, indent=1).encode())
+    try:
+        write_report([out], device=device)
+    except (OSError, RuntimeError, ValueError) as error:  # the run is whole without its page
+        say(f"report.html could not be written: {error}")
     return result

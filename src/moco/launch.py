@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from moco import processes, recipe_file
-from moco.build import build, build_encoder, resolve
+from moco.build import build, resolve
 from moco.data.loader import Loader
 from moco.data.open import locate, open_source
 from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.views import Views
-from moco.encoder import Encoder
 from moco.evaluate.knn import knn
 from moco.finish import Result, baselines, finish
 from moco.images import Data, labelled
@@ -26,6 +25,7 @@ from moco.report.plots import plot_views
 from moco.run_folder import STOPPED, difference, is_free, locked, provenance, read_run
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
+from moco.weights import open_weights, trained_encoder
 from moco.world import World
 
 __all__ = ["Result", "baselines", "measure_knn", "pretrain", "resume", "trained_encoder"]
@@ -135,21 +135,6 @@ def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -
     return Data(train_images, open_source(spec, "test", reading=reading, quarantine=listed))
 
 
-def trained_encoder(out: Path, device: torch.device) -> Encoder:
-    """The query encoder of a run's newest whole checkpoint, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: if the folder holds no run, or no checkpoint yet.
-    """
-    values, run = read_run(out)
-    found = Checkpoints(out / "checkpoints").load(device, resuming=False)
-    if found is None:
-        raise FileNotFoundError(f"{out} has no checkpoint yet")
-    encoder = build_encoder(values, run["channels"]).to(device)
-    encoder.load_state_dict(found[1]["f_q"])
-    return encoder.eval()
-
-
 def measure_knn(
     out: str | Path,
     *,
@@ -158,10 +143,10 @@ def measure_knn(
     temperature: float | None = None,
     device: str = "auto",
 ) -> dict[str, float]:
-    """kNN accuracy in percent of a run's trunk features and head output, on all labelled images.
+    """kNN accuracy in percent of trunk features and head output, on all labelled images.
 
     Args:
-        out: the run folder.
+        out: weights, as for `moco.weights.open_weights`: a run folder or a file.
         data: labelled images, as for `pretrain`; None takes the run's own.
         k, temperature: see `moco.evaluate.knn.knn_predict`; None takes the run's own, and no
             more neighbours than there are images.
@@ -171,9 +156,14 @@ def measure_knn(
         FileNotFoundError: if there is no run or there are no images.
         ValueError: if the images have no labels, or k is out of range.
     """
-    out, where = Path(out), choose_device(device)
-    values, run = read_run(out)
-    spec, listed = (run["data"], run["quarantine"]) if data is None else (data, "")
+    where = choose_device(device)
+    weights = open_weights(out, where)
+    values = weights.values
+    spec, listed = (
+        (weights.run.get("data"), weights.run.get("quarantine", "")) if data is None else (data, "")
+    )
+    if spec is None:
+        raise ValueError(f"{out} does not say on which images it was trained; give --data")
     sets = labelled(values, open_data(spec, values.reading, listed), where)
     if sets is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
@@ -182,8 +172,10 @@ def measure_knn(
     temperature = values.monitor.temperature if temperature is None else temperature
     if not 1 <= k <= images:
         raise ValueError(f"k must be between 1 and the {images} images of the bank, got {k}")
-    measured = knn(trained_encoder(out, where), *sets, k=k, temperature=temperature)
-    return {"k": k, "temperature": temperature, **dict(measured)}
+    measured = dict(knn(weights.encoder, *sets, k=k, temperature=temperature))
+    if not weights.has_head:
+        del measured["knn_output"]
+    return {"k": k, "temperature": temperature, **measured}
 
 
 def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:

@@ -1,7 +1,7 @@
 """The journal as TensorBoard events; needs the extra "tensorboard"."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from moco.training.trainer import Observer
 
@@ -23,6 +23,14 @@ class TensorBoard(Observer):
             raise ModuleNotFoundError("--tensorboard needs tensorboard: pip install tensorboard") from None
         self.folder = folder / "tensorboard"
         self._open = SummaryWriter
+        self.writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
         self.writer = self._open(str(self.folder), purge_step=done + 1)
@@ -31,6 +39,7 @@ class TensorBoard(Observer):
         """Rows hold all there is."""
 
     def row(self, row: dict[str, Any]) -> None:
+        assert self.writer is not None
         for name, value in row.items():
             if name != "step" and value is not None:
                 self.writer.add_scalar(name, value, row["step"])

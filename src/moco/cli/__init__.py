@@ -18,6 +18,10 @@ COMMANDS = {
         "RECIPE --data IMAGES --out RUN",
         "pre-train on unlabelled images, or go on with --resume RUN",
     ),
+    "plan": (
+        "IMAGES [--budget 6h]",
+        "a recipe for your images, machine and time, with reasons",
+    ),
     "knn": ("RUN [--data IMAGES]", "kNN accuracy of a run's features"),
     "linear": ("RUN [--data IMAGES]", "linear classification on frozen features"),
     "few-labels": ("RUN [--data IMAGES]", "accuracy with few labels, over repeated splits"),
@@ -35,7 +39,15 @@ COMMANDS = {
         "TASK --init RUN --data FOLDER --out RUN",
         "fine-tune on detection, segmentation, keypoints or dense pose; table RUN... compares starts",
     ),
+    "export": (
+        "RUN --to LIBRARY",
+        "weights for torchvision, timm, Hugging Face, ONNX, detectron2",
+    ),
+    "report": ("RUN [RUN ...]", "one page about a run, or several overlaid, to open in a browser"),
+    "embed": ("RUN [--data IMAGES] [--to parquet|npy|csv]", "features of images as a table"),
+    "search": ("RUN IMAGE [--data IMAGES]", "the images most like one"),
     "recipes": ("[NAME]", "recipes and their values"),
+    "completion": ("bash|zsh|fish", "completion of commands and flags for a shell"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
 

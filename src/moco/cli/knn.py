@@ -14,7 +14,7 @@ class Knn:
     """kNN accuracy of a run's features on labelled images."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
     k: int | None = None

@@ -1,5 +1,6 @@
 """`moco pretrain`: train on unlabelled images, or go on with a run."""
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class Pretrain:
     """Seconds a process waits for the others before it ends the run; under torchrun or srun."""
     tensorboard: bool = False
     """Also write TensorBoard events into the run folder (needs the extra "tensorboard")."""
+    wandb: bool = False
+    """Also keep a Weights & Biases record in the run folder, offline unless WANDB_MODE says otherwise
+    (needs the extra "wandb")."""
+    mlflow: bool = False
+    """Also keep an MLflow record in the run folder, or where MLFLOW_TRACKING_URI says (needs the extra
+    "mlflow")."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -82,8 +89,8 @@ def run(words: list[str]) -> int:
     )
     from moco.launch import pretrain
 
-    observers = _tensorboard(call.out) if call.tensorboard else []
-    with _terminal() as terminal:
+    with _terminal() as terminal, contextlib.ExitStack() as records:
+        observers = [records.enter_context(record) for record in _records(call)]
         result = pretrain(
             call.recipe,
             data=call.data,
@@ -132,7 +139,10 @@ def _report(result: Any, *, as_json: bool) -> None:
         print_table(result.knn)
     if result.unreadable:
         print(f"{result.unreadable:,} images could not be read: quarantine.jsonl names them")
-    print(f"{result.out}: backbone.safetensors, curves.png, views.png, journal.jsonl, recipe.toml")
+    print(
+        f"{result.out}: report.html to look at; backbone.safetensors, curves.png, views.png, journal.jsonl, "
+        "recipe.toml"
+    )
 
 
 def _terminal() -> Any:
@@ -141,7 +151,17 @@ def _terminal() -> Any:
     return Terminal()
 
 
-def _tensorboard(out: Path) -> list[Any]:
-    from moco.tensorboard import TensorBoard
+def _records(call: Pretrain) -> list[Any]:
+    """Where the journal goes besides its file."""
+    found: list[Any] = []
+    if call.tensorboard:
+        from moco.tensorboard import TensorBoard
 
-    return [TensorBoard(out)]
+        found.append(TensorBoard(call.out))
+    if call.wandb or call.mlflow:
+        from moco.loggers import MLflow, WandB
+
+        found += [
+            kind(call.out, call.recipe) for kind, on in ((WandB, call.wandb), (MLflow, call.mlflow)) if on
+        ]
+    return found

@@ -1,0 +1,58 @@
+"""`moco embed`: the features of images as a table for other tools."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from moco.cli.show import FLAGS
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write the features of images to a table, one row per image."""
+
+    weights: tyro.conf.Positional[Path]
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
+    data: str | None = None
+    """Images, as for pretrain; None takes those the run was trained on."""
+    to: Literal["parquet", "npy", "csv"] = "npy"
+    """Kind of file: parquet (needs pyarrow), npy with a CSV of names beside it, or csv."""
+    out: Path | None = None
+    """The file; None takes RUN/embeddings, or embeddings beside a file, with the kind's ending."""
+    split: Literal["train", "test"] = "train"
+    """Which of the images, where there are both."""
+    layer: Literal["trunk", "output"] = "trunk"
+    """trunk: the features that are used after pre-training; output: the head's unit-length vectors."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(Embed, args=words, prog="moco embed", config=FLAGS)
+    from moco.console import progress
+    from moco.embeddings import WRITERS, embed
+    from moco.launch import choose_device
+    from moco.weights import images_of, open_weights
+
+    weights = open_weights(call.weights, choose_device(call.device))
+    source = images_of(weights, call.data, call.split)
+    beside = call.weights if call.weights.is_dir() else call.weights.parent
+    path = call.out if call.out is not None else beside / f"embeddings.{call.to}"
+    parts = embed(weights, source, layer=call.layer)
+    first = next(parts)  # what does not fit is refused before a file is begun
+    with WRITERS[call.to](path, len(source)) as writer, progress("images", len(source)) as advance:
+        for part in itertools.chain([first], parts):
+            writer.write(advance(part))
+    length = first.features.shape[1]
+    if call.json:
+        print(json.dumps({"file": str(path), "images": len(source), "features": length}))
+    else:
+        print(f"{path}: {len(source):,} images of {source.name}, {length} features each")
+    return 0

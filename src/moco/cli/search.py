@@ -1,0 +1,69 @@
+"""`moco search`: the images most like one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from moco.cli.show import FLAGS
+
+
+@dataclass(frozen=True)
+class Search:
+    """Find the images whose features are nearest to those of an image file."""
+
+    weights: tyro.conf.Positional[Path]
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
+    image: tyro.conf.Positional[Path]
+    """The image file to look for."""
+    data: str | None = None
+    """Where to look: images, as for pretrain, or a file of moco embed, which saves encoding them again;
+    None takes the images the run was trained on."""
+    k: int = 10
+    """How many to find."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(Search, args=words, prog="moco search", config=FLAGS)
+    from moco.console import progress
+    from moco.data.decode import decode
+    from moco.data.form import Form
+    from moco.data.source import ArraySource
+    from moco.embeddings import WRITERS, embed, joined, nearest, read_embeddings
+    from moco.launch import choose_device
+    from moco.weights import images_of, open_weights
+
+    if not call.image.is_file():
+        raise FileNotFoundError(f"there is no file {call.image}")
+    weights = open_weights(call.weights, choose_device(call.device))
+    form = Form(channels=weights.about["channels"])
+    pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
+    query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image))))
+    if call.data is not None and Path(call.data).suffix.removeprefix(".") in WRITERS:
+        bank = read_embeddings(Path(call.data))
+        if bank.features.shape[1] != query.features.shape[1]:
+            raise ValueError(
+                f"{call.data} holds {bank.features.shape[1]} features per image and {call.weights} gives "
+                f"{query.features.shape[1]}: embed the images with the same weights, layer trunk"
+            )
+    else:
+        source = images_of(weights, call.data, "train")
+        with progress("images", len(source)) as advance:
+            bank = joined(advance(part) for part in embed(weights, source))
+    similarity, rows = (found[0].tolist() for found in nearest(query.features, bank.features, call.k))
+    found = [
+        {"name": bank.names[row], "label": bank.labels[row], "similarity": round(value, 4)}
+        for value, row in zip(similarity, rows, strict=True)
+    ]
+    if call.json:
+        print(json.dumps(found))
+        return 0
+    for one in found:
+        print(f"{one['similarity']:8.4f}  {one['name']}  {one['label']}".rstrip())
+    return 0

@@ -1,0 +1,234 @@
+"""Model libraries: torchvision, timm, Hugging Face transformers, and this package itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from moco.export.backbone import backbone_bytes
+from moco.export.target import Network, Target, network, preparation, quoted, refusal
+
+
+class Safetensors(Target):
+    """This package's own file: any network, under torchvision's names where it has them."""
+
+    name = "safetensors"
+
+    def lines(self, about: dict[str, Any], folder: Path) -> list[str]:
+        return [
+            "import moco",
+            f"model = moco.load_backbone({quoted(folder / 'backbone.safetensors')})",
+            "features = model(images)",
+        ]
+
+    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+        (folder / "backbone.safetensors").write_bytes(backbone_bytes(net, about))
+
+
+class Torchvision(Target):
+    """A state dict for `torchvision.models`; another stem is put in by a line of Python."""
+
+    name = "torchvision"
+    reads_with = ("torchvision",)
+
+    def lines(self, about: dict[str, Any], folder: Path) -> list[str]:
+        library, _, own = about["arch"].rpartition("/")
+        changes: list[str] = []
+        if library == "torchvision" and about["channels"] == 3:
+            call, classifier = f"torchvision.models.get_model({quoted(Path(own))})", _classifier(own)
+        else:
+            net = network(about, self.name)
+            _need_usual_width(net, about, self.name)
+            call, classifier = _torchvision_call(net), "fc"
+            if not net.usual_stem or net.channels != 3:
+                changes.append(f"model.conv1 = {net.first_convolution()}")
+            if not net.pool:
+                changes.append("model.maxpool = torch.nn.Identity()")
+        return [
+            "import torch, torchvision",
+            "from safetensors.torch import load_file",
+            f"model = {call}",
+            f"model.{classifier} = torch.nn.Identity()",
+            *changes,
+            f"model.load_state_dict(load_file({quoted(folder / 'torchvision.safetensors')}))",
+            "features = model.eval()(images)",
+        ]
+
+    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+        _save(net.state_dict(), about, folder / "torchvision.safetensors")
+
+
+class Timm(Target):
+    """A folder that `timm.create_model` opens by name, for any of timm's uses."""
+
+    name = "timm"
+    reads_with = ("timm",)
+
+    def lines(self, about: dict[str, Any], folder: Path) -> list[str]:
+        if about["arch"].startswith("timm/"):
+            return self._by_folder(folder)
+        net = network(about, self.name)
+        _need_usual_width(net, about, self.name)
+        if net.usual_stem:
+            return self._by_folder(folder)
+        options = "".join(f", {k}={tuple(v) if isinstance(v, list) else v}" for k, v in _timm(net)[1].items())
+        pool = ["model.maxpool = torch.nn.Identity()"] if not net.pool else []
+        return [
+            "import timm, torch",
+            f'model = timm.create_model("{_timm(net)[0]}", num_classes=0{options}).eval()',
+            f"model.conv1 = {net.first_convolution()}",
+            *pool,
+            f"timm.models.load_checkpoint(model, {quoted(folder / 'model.safetensors')})",
+            "features = model(images)",
+        ]
+
+    def _by_folder(self, folder: Path) -> list[str]:
+        return [
+            "import timm",
+            f"model = timm.create_model({quoted(Path(f'local-dir:{folder}'))}, pretrained=True).eval()",
+            "features = model(images)",
+        ]
+
+    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+        library, _, own = about["arch"].rpartition("/")
+        name, options = (own, {}) if library == "timm" else _timm(network(about, self.name))
+        size = [about["channels"], about["size"], about["size"]]
+        if about["channels"] != 3:
+            options = options | {"in_chans": about["channels"]}
+        data: dict[str, Any] = {
+            "input_size": size,
+            "interpolation": "bilinear",
+            "crop_pct": 7 / 8,
+            "mean": list(about["mean"]),
+            "std": list(about["std"]),
+            "num_classes": 0,
+            "license": about.get("licence", ""),
+        }
+        if library != "timm":
+            data |= {"fixed_input_size": False, "classifier": "fc"}
+            data["first_conv"] = "conv1" if about["channels"] == 3 else None
+        config = {
+            "architecture": name,
+            "num_classes": 0,
+            "model_args": options,
+            "pretrained_cfg": data,
+            "moco": about,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        _save(net.state_dict(), about, folder / "model.safetensors")
+
+
+class HuggingFace(Target):
+    """A folder that transformers' `AutoModel` opens, with its image processor."""
+
+    name = "huggingface"
+    reads_with = ("transformers",)
+
+    def lines(self, about: dict[str, Any], folder: Path) -> list[str]:
+        net = network(about, self.name)
+        if not net.usual_stem:
+            raise refusal(self.name, about, "transformers' ResNet begins with a 7x7 convolution and a pool")
+        if net.groups != 1:
+            raise refusal(self.name, about, "transformers' ResNet has no groups")
+        return [
+            "from transformers import AutoModel",
+            f"model = AutoModel.from_pretrained({quoted(folder)}).eval()",
+            "features = model(images).pooler_output.flatten(1)",
+        ]
+
+    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+        shape = network(about, self.name)
+        deep = shape.block is Bottleneck
+        config = {
+            "model_type": "resnet",
+            "architectures": ["ResNetModel"],
+            "num_channels": shape.channels,
+            "embedding_size": shape.width,
+            "hidden_sizes": [shape.width * 2**n * shape.block.expansion for n in range(len(shape.layers))],
+            "depths": list(shape.layers),
+            "layer_type": "bottleneck" if deep else "basic",
+            "hidden_act": "relu",
+            "downsample_in_first_stage": False,
+            "downsample_in_bottleneck": False,
+            "moco": about,
+        }
+        prepare = preparation(about)
+        processor = {
+            "image_processor_type": "BitImageProcessor",
+            "do_convert_rgb": about["channels"] == 3,
+            "do_resize": True,
+            "size": {"shortest_edge": prepare["resize_short_side"]},
+            "resample": 2,
+            "do_center_crop": True,
+            "crop_size": {"height": prepare["centre_crop"], "width": prepare["centre_crop"]},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": prepare["mean"],
+            "image_std": prepare["std"],
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1))
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
+        tensors = {huggingface_name(name): tensor for name, tensor in net.state_dict().items()}
+        _save(tensors, about, folder / "model.safetensors")
+
+
+def huggingface_name(name: str) -> str:
+    """A tensor's name in transformers' ResNet.
+
+    Args:
+        name: torchvision's, such as layer2.0.downsample.1.weight.
+    """
+    first, _, rest = name.partition(".")
+    if first in ("conv1", "bn1"):
+        part = "convolution" if first == "conv1" else "normalization"
+        return f"embedder.embedder.{part}.{rest}"
+    block, part, rest = rest.split(".", 2)
+    stage = f"encoder.stages.{int(first.removeprefix('layer')) - 1}.layers.{block}"
+    if part == "downsample":
+        number, _, rest = rest.partition(".")
+        return f"{stage}.shortcut.{('convolution', 'normalization')[int(number)]}.{rest}"
+    kind, number = ("convolution", part[4:]) if part.startswith("conv") else ("normalization", part[2:])
+    return f"{stage}.layer.{int(number) - 1}.{kind}.{rest}"
+
+
+def _save(tensors: dict[str, Any], about: dict[str, Any], path: Path) -> None:
+    """A safetensors file that says what it holds."""
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    facts = about | {"preparation": preparation(about)}
+    save_file(whole, path, metadata={"format": "pt", "moco": json.dumps(facts)})
+
+
+def _need_usual_width(net: Network, about: dict[str, Any], target: str) -> None:
+    if net.width != 64:
+        raise refusal(target, about, "its first stage always has 64 channels")
+
+
+def _torchvision_call(net: Network) -> str:
+    """The constructor of a network in torchvision."""
+    if net.arch == "resnet10":
+        return "torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])"
+    if net.groups != 1:
+        return f"torchvision.models.resnet50(groups={net.groups}, width_per_group={net.per_group})"
+    return f"torchvision.models.{net.arch}()"
+
+
+def _timm(net: Network) -> tuple[str, dict[str, Any]]:
+    """The name and options of a network in timm."""
+    if net.arch == "resnet10":
+        return "resnet18", {"layers": [1, 1, 1, 1]}
+    if net.groups != 1:
+        return "resnet50", {"cardinality": net.groups, "base_width": net.per_group}
+    return net.arch, {}
+
+
+def _classifier(name: str) -> str:
+    """Where a torchvision network has its last fully connected layer."""
+    import torchvision
+
+    net = torchvision.models.get_model(name)
+    found = [module for module, kind in net.named_modules() if isinstance(kind, nn.Linear)][-1]
+    return found if not found[-1].isdigit() else f"{found.rpartition('.')[0]}[{found.rpartition('.')[2]}]"

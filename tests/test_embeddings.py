@@ -1,0 +1,151 @@
+"""Features as tables: equal to what the encoder gives, whole or not there, and searchable."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import moco
+from moco.cli import main
+from moco.data.loader import plain_batches
+from moco.data.open import open_source
+from moco.embeddings import WRITERS, Embeddings, embed, joined, nearest, read_embeddings
+from moco.launch import measure_knn
+from moco.weights import images_of, open_weights
+from test_run import finished  # noqa: F401
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_is_written_is_read_again_to_the_bit(kind, tmp_path):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    torch.manual_seed(0)
+    parts = [
+        Embeddings([f"a/{i},{n}.png" for i in range(n)], ["ä"] * n, torch.randn(n, 5) * 1e-3) for n in (4, 3)
+    ]
+    with WRITERS[kind](tmp_path / f"e.{kind}", 7) as writer:
+        for part in parts:
+            writer.write(part)
+    read, whole = read_embeddings(tmp_path / f"e.{kind}"), joined(iter(parts))
+    assert (read.names, read.labels) == (whole.names, whole.labels)
+    assert torch.equal(read.features, whole.features)
+    assert not list(tmp_path.glob("*.tmp"))
+    assert repr(read) == "Embeddings(7 images, 5 features each)"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_failure_leaves_no_file(kind, tmp_path):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+
+    def fail():
+        with WRITERS[kind](tmp_path / f"e.{kind}", 7) as writer:
+            writer.write(Embeddings(["a"], [""], torch.zeros(1, 2)))
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nearest_is_a_full_sort(unit, monkeypatch):
+    monkeypatch.setattr("moco.embeddings._ROWS", 7)
+    queries, bank = unit(5, 8, dtype=torch.float32), unit(40, 8, seed=1, dtype=torch.float32)
+    similarity, rows = nearest(3 * queries, 0.1 * bank, 9)
+    expected = (queries @ bank.T).sort(dim=1, descending=True)
+    assert torch.equal(rows, expected.indices[:, :9])
+    torch.testing.assert_close(similarity, expected.values[:, :9])
+    with pytest.raises(ValueError, match="k must be between 1 and the 40 images searched, got 41"):
+        nearest(queries, bank, 41)
+
+
+def test_embeddings_are_the_encoders(finished):  # noqa: F811
+    out, data = finished
+    weights, source = open_weights(out), open_source(data)
+    got = joined(embed(weights, source, batch=30))
+    batches = list(plain_batches(source, weights.views, torch.arange(100), device=torch.device("cpu")))
+    expected = weights.encoder.features(torch.cat(batches)).detach()
+    torch.testing.assert_close(got.features, expected)
+    assert got.names == [str(i) for i in range(100)]
+    assert got.labels == [str(label) for label in source.labels.tolist()]
+    output = joined(embed(weights, source, layer="output", indices=torch.tensor([3, 1])))
+    torch.testing.assert_close(output.features, weights.encoder(torch.cat(batches)[[3, 1]]).detach())
+    trunk_only = open_weights(out / "backbone.safetensors")
+    torch.testing.assert_close(joined(embed(trunk_only, source)).features, expected)
+    with pytest.raises(ValueError, match="holds no head"):
+        next(embed(trunk_only, source, layer="output"))
+    with pytest.raises(ValueError, match="must be one of trunk, output, got 'fc'"):
+        next(embed(weights, source, layer="fc"))
+    with pytest.raises(ValueError, match="does not say on which images"):
+        images_of(trunk_only, None)
+
+
+def test_things_show_themselves_in_a_notebook(finished):  # noqa: F811
+    out, _ = finished
+    result = moco.resume(out)
+    assert "<th>raw pixels</th>" in result._repr_html_()
+    assert "report.html" in result._repr_html_()
+    assert (
+        repr(open_weights(out)) == f"Weights({out}: resnet18, width 8, small2 stem, 3 x 16 x 16, with head)"
+    )
+
+
+def test_knn_of_a_run_and_of_its_backbone_agree(finished):  # noqa: F811
+    out, data = finished
+    of_run = measure_knn(out, k=5)
+    of_file = measure_knn(out / "backbone.safetensors", data=data, k=5, temperature=0.1)
+    assert of_file["knn_trunk"] == of_run["knn_trunk"]
+    assert "knn_output" not in of_file
+
+
+def call(*words, expect=0):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == expect
+
+
+def test_search_finds_the_image_itself(finished, tmp_path, capsys):  # noqa: F811
+    out, data = finished
+    pixels = np.load(data)["images"]
+    Image.fromarray(pixels[42]).save(tmp_path / "query.png")
+    call("search", out, tmp_path / "query.png", "--k", 3, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found[0] == {"name": "42", "label": str(np.load(data)["labels"][42]), "similarity": 1.0}
+    assert [f["similarity"] for f in found] == sorted((f["similarity"] for f in found), reverse=True)
+    call("embed", out, "--out", tmp_path / "e.npy")
+    assert "100 images of" in capsys.readouterr().out
+    call("search", out, tmp_path / "query.png", "--k", 3, "--data", tmp_path / "e.npy", "--json")
+    assert json.loads(capsys.readouterr().out) == found
+    call("search", out, tmp_path / "query.png", "--k", 1)
+    assert capsys.readouterr().out.split()[:2] == ["1.0000", "42"]
+    call("embed", out, "--to", "csv", "--split", "test", "--out", tmp_path / "e.csv", "--json")
+    assert json.loads(capsys.readouterr().out)["images"] == 40
+    features = read_embeddings(tmp_path / "e.csv").features
+    assert F.normalize(features, dim=1).shape == (40, 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("search {run} {tmp}/none.png", "there is no file {tmp}/none.png"),
+        ("search {run} {query} --k 0", "k must be between 1 and the 100 images searched, got 0"),
+        ("search {run} {query} --data {tmp}/other.csv", "holds 2 features per image"),
+        ("embed {tmp}/none", "holds no run"),
+        ("embed {run}/backbone.safetensors", "give --data"),
+        ("embed {run} --data {tmp}/grey.npy", "has images of 1 channels"),
+    ],
+)
+def test_wrong_calls(finished, tmp_path, capsys, words, message):  # noqa: F811
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "query.png")
+    np.save(tmp_path / "grey.npy", np.zeros((3, 16, 16), np.uint8))
+    (tmp_path / "other.csv").write_text("name,label,f0,f1\na,,1,2\n")
+    places = {"run": finished[0], "tmp": tmp_path, "query": tmp_path / "query.png"}
+    before = set(finished[0].iterdir())
+    call(*words.format(**places).split(), expect=2)
+    shown = capsys.readouterr()
+    assert message.format(**places) in shown.err
+    assert "Traceback" not in shown.err
+    assert set(finished[0].iterdir()) == before

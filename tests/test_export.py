@@ -1,0 +1,281 @@
+"""Weights that leave, loaded where they went by the lines that are shown, and weights that come in."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from moco import load_backbone
+from moco.cli import main
+from moco.encoder import head, trunk
+from moco.export.backbone import backbone_bytes, backbone_metadata
+from moco.export.formats import detectron2_name
+from moco.export.libraries import huggingface_name
+from moco.export.target import export_backbone
+from moco.export.targets import TARGETS
+from moco.resnet import resnet
+from moco.weights import open_weights
+
+NEEDS = {"timm": "timm", "huggingface": "transformers", "onnx": "onnxruntime", "detectron2": "detectron2"}
+
+
+def about(arch="resnet18", width=None, stem="imagenet", channels=3, size=40):
+    mean, std = (0.5, 0.4, 0.3, 0.2)[:channels], (0.2, 0.25, 0.3, 0.1)[:channels]
+    facts = {"arch": arch, "width": width, "stem": stem, "channels": channels, "size": size}
+    return facts | {"mean": mean, "std": std, "licence": "CC0-1.0"}
+
+
+def network(facts, seed=0):
+    """A trunk whose every parameter and statistic is its own."""
+    torch.manual_seed(seed)
+    net, _ = trunk(facts["arch"], width=facts["width"], stem=facts["stem"], channels=facts["channels"])
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and "conv" not in name and "downsample.0" not in name:
+            tensor.add_(0.2 * torch.rand_like(tensor))
+    return net.eval()
+
+
+@pytest.mark.parametrize(
+    ("target", "facts"),
+    [
+        ("torchvision", about()),
+        ("torchvision", about("resnet10", stem="small")),
+        ("torchvision", about("resnet18", stem="small2", channels=1)),
+        ("torchvision", about("torchvision/resnet18")),
+        ("torchvision", about("torchvision/mobilenet_v3_small")),
+        ("timm", about()),
+        ("timm", about("resnet10", channels=2)),
+        ("timm", about("resnet18", stem="small")),
+        ("timm", about("timm/resnet10t")),
+        ("huggingface", about()),
+        ("huggingface", about("resnet10", width=8, channels=4)),
+        ("onnx", about("resnet10", width=8, stem="small")),
+        ("torch", about("resnet10", width=8, stem="small")),
+        ("safetensors", about("resnet10", width=8, stem="small2")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value['arch']}-{value['stem']}",
+)
+def test_features_are_the_same_there(target, facts, tmp_path):
+    if target in NEEDS:
+        pytest.importorskip(NEEDS[target])
+    done = export_backbone(network(facts), facts, TARGETS[target], tmp_path / target)
+    assert done.difference is not None
+    assert done.difference <= (1e-4 if target == "onnx" else 1e-5)
+    assert "CC0-1.0" in "".join(p.read_bytes().decode("latin1") for p in (tmp_path / target).iterdir())
+
+
+@pytest.mark.parametrize("arch", ["resnext50_32x8d", "resnet50"])
+def test_wider_families_are_built_as_they_are(arch, tmp_path):
+    pytest.importorskip("timm")
+    facts = about(arch, size=32)
+    net = network(facts)
+    for target in "torchvision", "timm":
+        assert export_backbone(net, facts, TARGETS[target], tmp_path / target).difference < 1e-5
+
+
+def test_onnx_takes_any_batch(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    facts = about("resnet10", width=8, stem="small")
+    net = network(facts)
+    TARGETS["onnx"].write(net, facts, tmp_path)
+    session = runtime.InferenceSession(tmp_path / "backbone.onnx")
+    metadata = json.loads(session.get_modelmeta().custom_metadata_map["moco"])
+    assert metadata["preparation"]["centre_crop"] == 40
+    images = torch.randn(7, 3, 40, 40)
+    got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    torch.testing.assert_close(got, net(images).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("target", "facts", "message"),
+    [
+        ("torchvision", about(width=16), "torchvision cannot express resnet18 of width 16.*64 channels"),
+        ("timm", about("resnet50w2x"), "timm cannot express resnet50w2x.*64 channels"),
+        ("huggingface", about(stem="small"), "begins with a 7x7"),
+        ("huggingface", about("resnext50_32x8d"), "has no groups"),
+        ("huggingface", about("timm/resnet10t"), "a library's own goes back"),
+        ("detectron2", about(stem="small"), "7x7 convolution and a pool"),
+        ("detectron2", about("resnet10"), "18, 34, 50"),
+        ("detectron2", about(width=32), "64 channels at first"),
+    ],
+)
+def test_what_a_library_cannot_express_is_refused_before_anything_is_written(
+    target, facts, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        export_backbone(nn.Identity(), facts, TARGETS[target], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_network_does_not_pass(tmp_path):
+    facts = about("resnet10", width=8)
+
+    class Wrong(type(TARGETS["safetensors"])):
+        def write(self, net, about, folder):
+            super().write(network(facts, seed=1), about, folder)
+
+    with pytest.raises(RuntimeError, match=r"differ by .*hold another network"):
+        export_backbone(network(facts), facts, Wrong(), tmp_path)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_detectron2_names_are_the_released_converters(arch):
+    names = {detectron2_name(name) for name in resnet(arch).state_dict()}
+    assert len(names) == len(resnet(arch).state_dict())
+    assert {"stem.conv1.weight", "stem.conv1.norm.running_mean", "res2.0.conv1.weight"} <= names
+    assert {"res3.0.shortcut.weight", "res3.0.shortcut.norm.bias", "res5.1.conv2.norm.weight"} <= names
+    assert not [name for name in names if "bn" in name or "downsample" in name or "layer" in name]
+
+
+def test_detectron2_files_hold_every_tensor_and_the_papers_settings(tmp_path):
+    facts = about("resnet18")
+    net = network(facts)
+    done = export_backbone(net, facts, TARGETS["detectron2"], tmp_path)
+    content = torch.load(tmp_path / "moco.pth", weights_only=True)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(content["model"][detectron2_name(name)], tensor)
+    assert content["matching_heuristics"] is True
+    settings = (tmp_path / "moco.yaml").read_text()
+    for line in "DEPTH: 18", "FREEZE_AT: 0", "STRIDE_IN_1X1: false", "PIXEL_MEAN: [127.5, 102.0, 76.5]":
+        assert line in settings
+    assert done.difference is None or done.difference < 1e-5
+
+
+def test_huggingface_names_are_all_different():
+    names = [huggingface_name(name) for name in resnet("resnet50").state_dict()]
+    assert len(set(names)) == len(names)
+    assert "encoder.stages.0.layers.0.layer.2.convolution.weight" in names
+
+
+NARROW = about("resnet10", width=8)
+
+
+def released(net, top):
+    """As `main_moco.py` saves, after DistributedDataParallel."""
+    state = {f"encoder_q.{k}": v for k, v in net.state_dict().items()}
+    state |= {f"encoder_q.fc.{k}": v for k, v in top.state_dict().items()}
+    state |= {f"encoder_k.{k}": torch.zeros_like(v) for k, v in net.state_dict().items()}
+    state |= {"queue": torch.zeros(16, 40), "queue_ptr": torch.zeros(1, dtype=torch.long)}
+    return {"epoch": 200, "arch": "resnet10", "state_dict": {f"module.{k}": v for k, v in state.items()}}
+
+
+def numbered(net, prefix, numbers):
+    names = dict(zip(("conv1", "bn1", "layer1", "layer2", "layer3", "layer4"), numbers, strict=True))
+    return {
+        f"{prefix}{names[key.partition('.')[0]]}.{key.partition('.')[2]}": value
+        for key, value in net.state_dict().items()
+    }
+
+
+def states(net, small, top):
+    """State dicts as others write them, with the trunk they hold."""
+    trailing = {f"backbone.{k}": torch.zeros_like(v) for k, v in net.state_dict().items()}
+    return {
+        "released": (released(net, top), net),
+        "v3": ({"state_dict": {f"module.base_encoder.{k}": v for k, v in net.state_dict().items()}}, net),
+        "demo": (
+            {"state_dict": numbered(small, "encoder_q.net.", (0, 1, 3, 4, 5, 6))
+             | {"encoder_q.net.9.weight": torch.zeros(16, 64), "encoder_q.net.9.bias": torch.zeros(16)}},
+            small,
+        ),
+        "lightly-numbered": ({"state_dict": numbered(net, "backbone.", (0, 1, 4, 5, 6, 7))}, net),
+        "lightly-own-resnet": (
+            {k.replace("downsample", "shortcut"): v
+             for k, v in numbered(small, "backbone.", range(6)).items()},
+            small,
+        ),
+        "lightly-reference": (
+            {"state_dict": trailing | {f"query_backbone.{k}": v for k, v in net.state_dict().items()}}, net,
+        ),
+        "solo-learn": ({"state_dict": {f"backbone.{k}": v for k, v in net.state_dict().items()}}, net),
+        "torchvision": (dict(net.state_dict()) | {"fc.weight": torch.zeros(1000, 64)}, net),
+        "compiled": ({f"_orig_mod.module.{k}": v for k, v in net.state_dict().items()}, net),
+    }  # fmt: skip
+
+
+NAMES = ["released", "v3", "demo", "lightly-numbered", "lightly-own-resnet", "lightly-reference"]
+NAMES += ["solo-learn", "torchvision", "compiled"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("suffix", [".pth.tar", ".safetensors"])
+def test_other_peoples_files_give_their_features(name, suffix, tmp_path):
+    small = network(about("resnet10", width=8, stem="small"), seed=2)
+    state, net = states(network(NARROW), small, head("mlp", 64, 16))[name]
+    path = tmp_path / f"theirs{suffix}"
+    if suffix == ".safetensors":
+        tensors = state.get("state_dict", state)
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+    else:
+        torch.save(state, path)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(load_backbone(path)(x), net(x))
+    assert backbone_metadata(path)["size"] == (32 if net is small else 224)
+    weights = open_weights(path)
+    torch.testing.assert_close(weights.encoder.features(x), net(x))
+    assert weights.has_head == (name in ("released", "demo"))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_the_released_head_comes_along(kind, tmp_path):
+    net, top = network(NARROW), head(kind, 64, 16)
+    torch.save(released(net, top), tmp_path / "moco.pth.tar")
+    weights = open_weights(tmp_path / "moco.pth.tar")
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(weights.encoder(x), nn.functional.normalize(top(net(x)), dim=1))
+    assert "resnet10, width 8 of MoCo" in repr(weights)
+
+
+def test_solo_learns_stem_keeps_its_two_pixels_of_padding(tmp_path):
+    small = network(about("resnet10", width=8, stem="small"))
+    state = {f"backbone.{k}": v for k, v in small.state_dict().items()}
+    torch.save({"state_dict": state | {"projector.0.weight": torch.zeros(4, 64)}}, tmp_path / "solo.ckpt")
+    small.conv1.padding = (2, 2)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(load_backbone(tmp_path / "solo.ckpt")(x), small(x))
+    facts = backbone_metadata(tmp_path / "solo.ckpt")
+    assert export_backbone(small, facts, TARGETS["safetensors"], tmp_path / "out").difference == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {"vit.weight": torch.zeros(1)}}, "no residual network that is understood"),
+        ([1], "holds no state dict but a list"),
+        ({"args": Path("x")}, "without running code"),
+    ],
+)
+def test_files_that_are_not_understood_are_refused(content, message, tmp_path):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=message):
+        load_backbone(tmp_path / "x.pth")
+
+
+def test_torchvisions_other_wide_network_is_not_taken_for_the_papers(tmp_path):
+    import torchvision
+
+    with torch.device("meta"):
+        shapes = torchvision.models.wide_resnet50_2().state_dict()
+    tensors = {name: torch.zeros(()).expand(t.shape) for name, t in shapes.items()}
+    torch.save(tensors, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"which is none of .*other networks"):
+        load_backbone(tmp_path / "x.pth")
+
+
+def test_the_command_prints_the_lines_that_load(tmp_path, capsys):
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes(backbone_bytes(network(NARROW), NARROW))
+    with pytest.raises(SystemExit, match="0"):
+        main(["export", str(path), "--to", "safetensors"])
+    shown = capsys.readouterr().out
+    assert "largest difference of any feature 0.0e+00" in shown
+    assert f'model = moco.load_backbone("{tmp_path}/export/safetensors/backbone.safetensors")' in shown
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(path), "--to", "timm"])
+    assert "timm cannot express resnet10 of width 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["export", str(path), "--to", "caffe"])
+    assert "--to must be one of torchvision" in capsys.readouterr().err
