@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moco.data.loader import plain_batches
-from moco.data.source import Source
+from moco.data.source import ArraySource, Source
 from moco.evaluate.features import extract
 from moco.weights import Weights
 
@@ -72,7 +72,9 @@ def embed(
         images = plain_batches(source, weights.views, part, batch=batch, device=device, unreadable=unreadable)
         features = getattr(extract(weights.encoder, images), layer)
         numbers = [i for place, i in enumerate(part.tolist()) if place not in unreadable]
-        yield Embeddings([source.sample_name(i) for i in numbers], [labels[i] for i in numbers], features)
+        plain = isinstance(source, ArraySource)  # rows of an array are called by their numbers
+        names = [str(i) if plain else source.sample_name(i) for i in numbers]
+        yield Embeddings(names, [labels[i] for i in numbers], features)
 
 
 def image_labels(source: Source) -> list[str]:
