@@ -8,6 +8,7 @@ and TIFF of other than one or three channels go to imagecodecs and tifffile.
 import importlib
 import importlib.util
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,7 @@ def _library(name: str, header: Header) -> Any:
 
 def _tiff(content: bytes, header: Header) -> tuple[np.ndarray, bool]:
     tifffile = _library("tifffile", header)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is raised as well
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
         array = page.asarray()
