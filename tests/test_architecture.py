@@ -14,6 +14,8 @@ FLOORS = {
     "loss": 0, "world": 0, "processes": 0, "chance": 0, "batch": 0, "norm": 0,
     "resnet": 1, "encoder": 1, "keys": 1, "dictionary": 1,
     "data": 2, "training": 2, "evaluate": 2, "export": 2,
+    "transfer": 2, "transfer_recipe": 3, "transfer_build": 3, "transfer_start": 3, "transfer_measure": 3,
+    "transfer_loop": 4, "transfer_run": 4,
     "recipe": 3, "recipe_file": 3, "recipes": 3, "studies": 3, "build": 3, "images": 3,
     "launch": 4, "finish": 4, "starts": 4, "assess": 4, "worth": 4, "run_folder": 4, "report": 4,
     "console": 4, "tensorboard": 4, "cli": 4, "ablate": 4,

@@ -36,12 +36,14 @@ def test_links_lead_somewhere(path):
 def test_commands_and_recipes_exist(path):
     from moco.cli import COMMANDS
     from moco.recipes import RECIPES
+    from moco.recipes.transfer import TRANSFER_RECIPES
     from moco.studies import STUDIES
 
     for command, word in re.findall(r"^(?:\$ |\| `)?moco ([\w-]+) ?([\w-]*)", path.read_text(), re.M):
         assert command in COMMANDS, command
         assert command != "pretrain" or word.startswith("-") or word in RECIPES, word
         assert command != "ablate" or word in STUDIES or word == "mine", word
+        assert command != "transfer" or word.startswith("-") or word in (*TRANSFER_RECIPES, "table"), word
 
 
 def test_make_targets_of_the_readme_exist():
@@ -50,8 +52,9 @@ def test_make_targets_of_the_readme_exist():
         assert f"\n{target}:" in makefile
 
 
-def test_tables_are_those_of_the_result_rows():
-    command = [sys.executable, str(ROOT / "benchmarks" / "results.py"), "tables", "--check"]
+@pytest.mark.parametrize("script", ["results.py", "transfer.py"])
+def test_tables_are_those_of_the_result_rows(script):
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "tables", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -63,7 +63,9 @@ class Terminal(Observer):
     def _describe(self, row: dict[str, Any]) -> str:
         if not row:
             return ""
-        text = f"loss {row['loss']:.3f}  pretext {100 * row['accuracy']:.0f} %"
+        text = f"loss {row['loss']:.3f}"
+        if "accuracy" in row:
+            text += f"  pretext {100 * row['accuracy']:.0f} %"
         return text if self.knn is None else f"{text}  kNN {self.knn:.1f} %"
 
 

@@ -56,15 +56,21 @@ def provenance(
     spec: str, quarantine: str, data: Data, fingerprint: str, device: torch.device
 ) -> dict[str, Any]:
     """What reproducing a run needs besides its recipe."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "data": spec,
         "quarantine": quarantine,
         "fingerprint": fingerprint,
         "images": len(data.train),
         "channels": data.train.channels,
+        **machine(device),
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a run's figures depend on besides its recipe and its data."""
+    return {
         "device": str(device),
-        "hardware": hardware,
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),

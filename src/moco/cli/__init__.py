@@ -31,6 +31,10 @@ COMMANDS = {
         "a study of the papers, or your own: a table and a figure",
     ),
     "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
+    "transfer": (
+        "TASK --init RUN --data FOLDER --out RUN",
+        "fine-tune on detection, segmentation, keypoints or dense pose; table RUN... compares starts",
+    ),
     "recipes": ("[NAME]", "recipes and their values"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""

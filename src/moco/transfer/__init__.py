@@ -1,0 +1,1 @@
+"""Transfer: detection, segmentation, keypoints and dense pose, fine-tuned from a pre-trained trunk."""

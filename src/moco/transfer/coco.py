@@ -1,0 +1,152 @@
+"""COCO, LVIS and DensePose annotation files: images with boxes, shapes, joints and body surfaces."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moco.transfer.example import Example, Examples, Objects, as_boxes, no_objects, require_files
+
+SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
+
+
+def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False) -> Examples:
+    """The images of an annotation file.
+
+    Args:
+        annotations: a JSON file in COCO's, LVIS's or DensePose's form.
+        images: folder of the image files; LVIS names a file by its `coco_url` or by folder and file.
+        keypoints: also read joints; only classes that have joints are kept.
+
+    Raises:
+        FileNotFoundError: naming the file that is wanted.
+        ValueError: if the file is no such file, or an annotation names an unknown image or class; the
+            message has the annotation's id.
+    """
+    annotations, images = Path(annotations), Path(images)
+    require_files([annotations], "annotations")
+    try:
+        content = json.loads(annotations.read_text(encoding="utf-8"))
+        entries, categories = content["images"], content["categories"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{annotations} is no annotation file in COCO's form: {error!r}") from None
+    categories = sorted(categories, key=lambda category: category["id"])
+    if keypoints:
+        categories = [category for category in categories if category.get("keypoints")]
+        if len(categories) != 1:
+            raise ValueError(f"{annotations} must have one class with keypoints, it has {len(categories)}")
+    labels = {category["id"]: number for number, category in enumerate(categories)}
+    joints = len(categories[0]["keypoints"]) if keypoints else 0
+    by_image: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
+    for annotation in content.get("annotations", []):
+        _check(annotation, by_image, labels, joints, annotations)
+        by_image[annotation["image_id"]].append(annotation)
+    paths = [images / _file_name(entry, images) for entry in entries]
+    require_files(paths, f"images of {annotations.name}")
+    examples = tuple(
+        Example(
+            path,
+            entry["id"],
+            entry["height"],
+            entry["width"],
+            _objects(by_image[entry["id"]], labels, joints),
+        )
+        for path, entry in zip(paths, entries, strict=True)
+    )
+    return Examples(
+        annotations.stem,
+        tuple(category["name"] for category in categories),
+        examples,
+        annotations,
+        category_ids=tuple(labels),
+        joints=joints,
+        mirrored=_mirrored(categories[0]["keypoints"]) if keypoints else (),
+        frequency=tuple(category.get("frequency", "") for category in categories),
+    )
+
+
+def coco(root: str | Path, split: str, *, kind: str = "instances") -> Examples:
+    """COCO as its owners ship it: `SPLIT/` beside `annotations/KIND_SPLIT.json`.
+
+    Args:
+        root: folder of both.
+        split: such as "train2017".
+        kind: "instances", "person_keypoints" or "densepose_coco_2014".
+
+    Raises:
+        FileNotFoundError, ValueError: see `read`.
+    """
+    root = Path(root)
+    images = root / split
+    if kind == "densepose_coco_2014":  # its splits divide COCO 2014's two folders anew
+        images = root / ("train2014" if "train" in split else "val2014")
+    return read(root / "annotations" / f"{kind}_{split}.json", images, keypoints=kind == "person_keypoints")
+
+
+def lvis(root: str | Path, split: str) -> Examples:
+    """LVIS v0.5: `annotations/lvis_SPLIT.json` over COCO 2017's folders of images.
+
+    Args:
+        root: folder of `annotations/`, `train2017/` and `val2017/`.
+        split: such as "v0.5_train".
+
+    Raises:
+        FileNotFoundError, ValueError: see `read`.
+    """
+    root = Path(root)
+    images = root / ("val2017" if split.endswith("val") else "train2017")
+    return read(root / "annotations" / f"lvis_{split}.json", images)
+
+
+def _check(
+    annotation: dict[str, Any], by_image: dict[Any, Any], labels: dict[int, int], joints: int, file: Path
+) -> None:
+    name = f"{file}: annotation {annotation.get('id')}"
+    if annotation.get("image_id") not in by_image:
+        raise ValueError(f"{name} names image {annotation.get('image_id')}, which is not in the file")
+    if annotation.get("category_id") not in labels:
+        raise ValueError(f"{name} has category {annotation.get('category_id')}, which is not in the file")
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise ValueError(f"{name} must have a bbox of four numbers, got {box}")
+    if joints and len(annotation.get("keypoints", [])) not in (0, 3 * joints):
+        raise ValueError(f"{name} must have {3 * joints} numbers for {joints} keypoints")
+
+
+def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -> Objects:
+    if not found:
+        return no_objects(joints)
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (annotation["bbox"] for annotation in found)]
+    crowds = torch.tensor([bool(annotation.get("iscrowd", 0)) for annotation in found])
+    keypoints = None
+    if joints:
+        rows = [annotation.get("keypoints") or [0] * (3 * joints) for annotation in found]
+        keypoints = torch.tensor(rows, dtype=torch.float32).reshape(len(found), joints, 3)
+        keypoints[:, :, :2] += 0.5  # the file numbers pixels, whose centres lie half a pixel further
+    surfaces = tuple(
+        {name: annotation[name] for name in SURFACE_FIELDS} if "dp_x" in annotation else None
+        for annotation in found
+    )
+    return Objects(
+        as_boxes(boxes),
+        torch.tensor([labels[annotation["category_id"]] for annotation in found], dtype=torch.long),
+        crowds,
+        torch.zeros(len(found), dtype=torch.bool),
+        tuple(annotation.get("segmentation") or None for annotation in found),
+        keypoints,
+        surfaces if any(surface is not None for surface in surfaces) else (),
+    )
+
+
+def _file_name(entry: dict[str, Any], images: Path) -> str:
+    """COCO says `file_name`; LVIS v1 only `coco_url`; LVIS v0.5 writes COCO 2014's long names."""
+    name = entry.get("file_name") or "/".join(entry["coco_url"].split("/")[-1:])
+    short = f"{name.rsplit('_', 1)[-1]}"
+    return short if short != name and not (images / name).is_file() and (images / short).is_file() else name
+
+
+def _mirrored(names: list[str]) -> tuple[int, ...]:
+    """For each joint the one with "left" and "right" exchanged in its name."""
+    swapped = [name.replace("left", "?").replace("right", "left").replace("?", "right") for name in names]
+    return tuple(names.index(other) if other in names else here for here, other in enumerate(swapped))

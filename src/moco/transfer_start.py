@@ -1,0 +1,110 @@
+"""Where fine-tuning starts: a pre-training run, supervised weights, or nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from moco import recipe_file
+from moco.encoder import trunk
+from moco.export.backbone import backbone_metadata
+from moco.recipe import InBatch, MemoryBank, MomentumKeys, MomentumQueue, QueryKeys, TiedKeys
+from moco.transfer.loader import Pixels
+from moco.transfer_build import IMAGENET, Start
+from moco.transfer_recipe import Trunk
+
+MECHANISMS = {
+    (MomentumKeys, MomentumQueue): "MoCo",
+    (TiedKeys, InBatch): "end-to-end",
+    (QueryKeys, MemoryBank): "memory bank",
+}
+"""Rows of the paper's Table 3."""
+
+
+def open_start(spec: str, values: Trunk) -> Start:
+    """A start by what stands after --init.
+
+    Args:
+        spec: "random" (of the recipe's architecture), "random:RUN" (of a run's architecture),
+            "supervised:FILE" (torchvision's key names, .pth or .safetensors), or RUN: a finished
+            pre-training run or its backbone.safetensors.
+        values: the recipe's architecture, for what does not bring its own.
+
+    Raises:
+        FileNotFoundError: if there is no such file or run.
+        ValueError: if it does not hold weights of that architecture, or not for three channels.
+    """
+    kind, _, where = spec.partition(":")
+    if spec == "random":
+        return Start("random", spec, values, IMAGENET)
+    if kind == "random":
+        about = backbone_metadata(_backbone(where))
+        return Start("random", spec, _trunk(about, values), _pixels(about))
+    if kind == "supervised":
+        return _supervised(spec, Path(where), values)
+    path = _backbone(spec)
+    about = backbone_metadata(path)
+    if about["channels"] != 3:
+        raise ValueError(
+            f"{path} takes {about['channels']} channels; detection and segmentation read images as RGB, "
+            "so the trunk must take 3"
+        )
+    own = _trunk(about, values)
+    state = load_file(str(path))
+    return Start(_mechanism(path), spec, own, _pixels(about), _checked(state, own, path))
+
+
+def _backbone(where: str) -> Path:
+    path = Path(where)
+    if path.is_dir():
+        path = path / "backbone.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{where} is no finished run: there is no {path}")
+    return path
+
+
+def _trunk(about: dict[str, Any], values: Trunk) -> Trunk:
+    return Trunk(arch=about["arch"], width=about["width"], stem=about["stem"], norm=values.norm)
+
+
+def _pixels(about: dict[str, Any]) -> Pixels:
+    return Pixels(tuple(about["mean"]), tuple(about["std"]))
+
+
+def _mechanism(path: Path) -> str:
+    """The row of a run: which keys and dictionary it was trained with."""
+    if not (file := path.parent / "recipe.toml").is_file():
+        return "MoCo"
+    recipe, _ = recipe_file.read(file)
+    return MECHANISMS.get((type(recipe.keys), type(recipe.dictionary)), f"{recipe.name} (own mechanism)")
+
+
+def _supervised(spec: str, path: Path, values: Trunk) -> Start:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}; --init supervised:FILE takes torchvision's weights")
+    if path.suffix == ".safetensors":
+        content: dict[str, Any] = load_file(str(path))
+    else:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = content.get("state_dict", content)
+    state = {
+        name.removeprefix("module."): tensor
+        for name, tensor in content.items()
+        if not name.removeprefix("module.").startswith("fc.")
+    }
+    return Start("supervised", spec, values, IMAGENET, _checked(state, values, path))
+
+
+def _checked(state: dict[str, torch.Tensor], values: Trunk, path: Path) -> dict[str, torch.Tensor]:
+    """The state, once it is sure that it fits."""
+    net, _ = trunk(values.arch, width=values.width, stem=values.stem)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise ValueError(
+            f"{path} does not hold the trunk of {values.arch}: {first} "
+            "Name its architecture with --trunk.arch, and width or stem where they are not the usual ones"
+        ) from None
+    return state

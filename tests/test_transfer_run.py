@@ -1,0 +1,334 @@
+"""Each of the paper's tasks from the command line: trained, killed and resumed, measured, put in a table."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moco import recipe_file
+from moco.cli import main
+from moco.encoder import trunk
+from moco.export.backbone import backbone_bytes
+from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
+from moco.report.transfer import transfer_table
+from moco.training.trainer import Observer
+from moco.transfer_build import learning_rate
+from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe
+from moco.transfer_run import resume_transfer, transfer
+from scenes import write_cityscapes, write_coco, write_voc
+
+COMMON = (
+    "--iterations 3 --batch 2 --schedule.warmup 1 --precise 2 --journal-every 2 --checkpoint-every 2 "
+    "--trunk.arch resnet10 --trunk.width 4 --device cpu"
+)
+HEADS = (
+    "--images.factor 0.1 --heads.train-before 40 --heads.train-after 20 --heads.test-before 40 "
+    "--heads.test-after 10 --heads.regions 8"
+)
+PYRAMID = f"{HEADS} --heads.channels 8 --heads.hidden 16 --heads.branch 8"
+
+
+def call(*words, expect=0):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    assert stopped.value.code == expect
+
+
+def voc_data(root):
+    return write_voc(root, {"trainval": 6, "test": 3})
+
+
+TASKS = {
+    "voc-c4": (voc_data, f"{HEADS} --train VOC2007:trainval", ("AP50", "AP", "AP75")),
+    "voc-dc5": (
+        voc_data,
+        f"{HEADS} --train VOC2007:trainval --heads.channels 8 --heads.hidden 16",
+        ("AP50", "AP", "AP75"),
+    ),
+    "coco-c4-1x": (
+        lambda root: write_coco(root, {"train2017": 6, "val2017": 3}),
+        f"{HEADS} --heads.branch 8",
+        ("box AP", "mask AP"),
+    ),
+    "coco-fpn-1x": (
+        lambda root: write_coco(root, {"train2017": 6, "val2017": 3}), PYRAMID, ("box AP", "mask AP")
+    ),
+    "keypoints": (
+        lambda root: write_coco(root, {"train2017": 6, "val2017": 3}, "keypoints"),
+        PYRAMID,
+        ("keypoint AP", "box AP"),
+    ),
+    "densepose": (
+        lambda root: write_coco(
+            root, {"train": 6, "minival": 3}, "densepose",
+            folders={"train": "train2014", "minival": "val2014"},
+        ),
+        PYRAMID,
+        ("box AP",),
+    ),
+    "lvis": (
+        lambda root: write_coco(
+            root, {"v0.5_train": 6, "v0.5_val": 3}, "lvis",
+            folders={"v0.5_train": "train2017", "v0.5_val": "val2017"},
+        ),
+        f"{PYRAMID} --heads.most 20",
+        ("mask AP", "box AP", "box APf"),
+    ),
+    "cityscapes": (lambda root: write_cityscapes(root, {"train": 6, "val": 3}), PYRAMID, ("mask AP",)),
+    "voc-segmentation": (
+        lambda root: write_voc(root, {"train": 6, "val": 3}, "VOC2012"),
+        "--train VOC2012:train --images.crop 33 --heads.channels 8",
+        ("mIoU",),
+    ),
+    "cityscapes-segmentation": (
+        lambda root: write_cityscapes(root, {"train": 6, "val": 3}),
+        "--images.crop 33 --heads.channels 8",
+        ("mIoU", "accuracy"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_trains_and_is_measured_on_its_own_layout(task, tmp_path, capsys):
+    pytest.importorskip("faster_coco_eval")
+    make, flags, metrics = TASKS[task]
+    data, out = make(tmp_path / "data"), tmp_path / "run"
+    call("transfer", task, "--init", "random", "--data", data, "--out", out, "--json",
+         *COMMON.split(), *flags.split())  # fmt: skip
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert set(metrics) <= set(result["mean"])
+    assert all(0 <= value <= 100 for value in result["mean"].values())
+    assert (result["task"], result["row"]) == (task, "random")
+    assert (out / "trial-0/found.png").stat().st_size > 5000
+    assert "images" in shown.err
+    rows = [json.loads(line) for line in (out / "trial-0/journal.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 3]
+    parts = sum(value for name, value in rows[-1].items() if name not in ("step", "loss", "lr"))
+    assert rows[-1]["loss"] == pytest.approx(parts, abs=1e-4)
+    if task == "densepose":
+        assert not any(name.startswith("GPS") for name in result["mean"])
+
+
+TINY = TransferRecipe(
+    name="tiny",
+    train=("VOC2007:trainval",),
+    images=Images(factor=0.1),
+    heads=Heads(train_before=40, train_after=20, test_before=40, test_after=10, regions=8),
+    schedule=Schedule(milestones=(0.5,), warmup=2),
+    iterations=8,
+    batch=2,
+    precise=2,
+    journal_every=3,
+    checkpoint_every=2,
+    keep_checkpoints=9,
+)
+
+
+class Stop(Observer):
+    """Ends a run after a number of steps, as a kill would."""
+
+    def __init__(self, after):
+        self.after, self.said = after, []
+
+    def begin(self, done, steps, batch_size):
+        pass
+
+    def progress(self, done, row):
+        if done == self.after:
+            raise KeyboardInterrupt
+
+    def row(self, row):
+        pass
+
+    def say(self, sentence):
+        self.said.append(sentence)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A backbone file as a pre-training run leaves it."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(1)
+    net, _ = trunk("resnet10", width=4)
+    about = {"arch": "resnet10", "width": 4, "stem": "imagenet", "channels": 3, "size": 64,
+             "mean": [0.5] * 3, "std": [0.2] * 3}  # fmt: skip
+    (folder / "backbone.safetensors").write_bytes(backbone_bytes(net, about))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, start):
+    """Two trials of one start."""
+    root = tmp_path_factory.mktemp("transfer")
+    data = voc_data(root / "data")
+    result = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
+    return root, data, result
+
+
+@pytest.mark.parametrize("after", [3, 5])
+def test_a_killed_run_ends_with_the_same_bits(finished, start, tmp_path, after):
+    root, data, whole = finished
+    out, stop = tmp_path / "run", Stop(after)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(TINY, init=str(start), data=data, out=out, device="cpu", observers=[stop])
+    watch = Stop(-1)
+    result = transfer(TINY, init=str(start), data=data, out=out, device="cpu", observers=[watch])
+    assert any(f"resuming after step {after // 2 * 2} of 8" in sentence for sentence in watch.said)
+    names = ["step-000000008.pt"]
+    for name in names:
+        one, other = (
+            torch.load(folder / "trial-0/checkpoints" / name, weights_only=True)
+            for folder in (out, root / "run")
+        )
+        assert all(torch.equal(one["model"][key], value) for key, value in other["model"].items())
+    assert (out / "trial-0/journal.jsonl").read_bytes() == (root / "run/trial-0/journal.jsonl").read_bytes()
+    assert result.trials[0] == whole.trials[0]
+
+
+def test_trials_have_seeds_of_their_own_and_can_be_added(finished, start):
+    root, data, result = finished
+    journals = [(root / f"run/trial-{n}/journal.jsonl").read_text() for n in (0, 1)]
+    assert journals[0] != journals[1]
+    assert set(result.std) == set(result.mean)
+    watch = Stop(-1)
+    more = resume_transfer(root / "run", trials=3, device="cpu", observers=[watch])
+    assert len(more.trials) == 3
+    assert more.trials[:2] == result.trials
+    assert sum("is finished already" in sentence for sentence in watch.said) == 2
+    again = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
+    assert again.trials == result.trials
+
+
+def test_a_start_is_what_is_trained_from(finished, start):
+    root, _, result = finished
+    assert result.row == "MoCo"
+    stored = recipe_file.from_dict  # the recipe of the run says what the trunk is
+    assert stored is not None
+    first = torch.load(root / "run/trial-0/checkpoints/step-000000002.pt", weights_only=True)["model"]
+    weights = load_file(str(start / "backbone.safetensors"))
+    moved = (first["backbone.body.stem.0.weight"] - weights["conv1.weight"]).abs().max()
+    assert 0 < float(moved) < 0.05  # two warm-up steps away
+
+
+def test_supervised_and_random_starts(finished, start, tmp_path, capsys):
+    root, data, _ = finished
+    weights = load_file(str(start / "backbone.safetensors")) | {"fc.weight": torch.zeros(2, 2)}
+    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
+    save_file(weights, tmp_path / "weights.safetensors")
+    flags = [*COMMON.split(), *HEADS.split(), "--train", "VOC2007:trainval", "--data", data]
+    rows = {}
+    for name, init in {
+        "one": f"supervised:{tmp_path / 'weights.pth'}",
+        "two": f"supervised:{tmp_path / 'weights.safetensors'}",
+        "three": f"random:{start}",
+    }.items():
+        call("transfer", "voc-c4", "--init", init, "--out", tmp_path / name, *flags)
+        rows[name] = json.loads((tmp_path / name / "result.json").read_text())
+    assert [row["row"] for row in rows.values()] == ["supervised", "supervised", "random"]
+    assert rows["one"]["trials"] == rows["two"]["trials"]
+    capsys.readouterr()
+    call("transfer", "table", *(tmp_path / name for name in ("one", "three")))
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == "| start | AP50 | AP | AP75 | trials |"
+    assert "| random |" in shown
+    call("transfer", "table", tmp_path / "one", "--json")
+    assert json.loads(capsys.readouterr().out)[0]["row"] == "supervised"
+    call("transfer", "table", tmp_path / "one", root / "run", expect=2)
+    assert "a table shows one task, got runs of tiny, voc-c4" in capsys.readouterr().err
+    call("transfer", "--resume", tmp_path / "three", "--device", "cpu")
+    assert "voc-c4 from random: 1 trials" in capsys.readouterr().out
+
+
+def test_the_table_is_the_papers():
+    def row(name, value, std):
+        return {"task": "voc-c4", "row": name, "headline": ["AP50", "AP"], "trials": [{}] * 5,
+                "mean": {"AP50": value}, "std": {"AP50": std}}  # fmt: skip
+
+    text = transfer_table([row("MoCo", 81.5, 0.2), row("supervised", 81.0, 0.1), row("random", 60.2, 0.3)])
+    lines = text.splitlines()
+    assert lines[2] == "| random | 60.2 ± 0.3 (-20.8) | not measured | 5 |"
+    assert lines[3] == "| supervised | 81.0 ± 0.1 | not measured | 5 |"
+    assert lines[4] == "| MoCo | 81.5 ± 0.2 (+0.5) ▲ | not measured | 5 |"
+    assert "gains over supervised in brackets" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("transfer", "moco transfer takes a task first: voc-c4"),
+        ("transfer voc-c9 --init random", "there is no transfer recipe 'voc-c9'"),
+        ("transfer voc-c4 --data {data} --out {out}", "--init"),
+        ("transfer voc-c4 --init {tmp}/none --data {data} --out {out}", "there is no file {tmp}/none"),
+        ("transfer voc-c4 --init {tmp} --data {data} --out {out}", "is no finished run: there is no"),
+        (
+            "transfer voc-c4 --init supervised:{tmp}/x.pth --data {data} --out {out}",
+            "there is no {tmp}/x.pth",
+        ),
+        ("transfer voc-c4 --init supervised:{bad} --data {data} --out {out}", "does not hold the trunk of"),
+        ("transfer voc-c4 --init random --data {tmp}/none --out {out}", "there is no {tmp}/none/VOCdevkit"),
+        ("transfer voc-c4 --init random --data {data} --out {out}", "VOCdevkit/VOC2012"),
+        (
+            "transfer voc07-c4 --init random --data {data} --out {out}",
+            "fewer than a batch of 16; lower --batch",
+        ),
+        ("transfer voc-c4 --init random --data {data} --out {taken}", "nothing was overwritten"),
+        ("transfer voc07-c4 --init random --data {data} --out {run}", "holds another run"),
+        ("transfer voc-c4 --init random --data {data} --out {out} --lr 0", "lr must be above 0, got 0"),
+        ("transfer voc-c4 --init random --data {data} --out {out} --iterations 50", "--schedule.warmup 5"),
+        (
+            "transfer voc-c4 --init random --data {data} --out {out} --heads.masks",
+            "VOC's boxes have no masks",
+        ),
+        ("transfer voc-c4 --init random --data {data} --out {out} --trials 0", "trials must be at least 1"),
+        ("transfer coco-fpn-1x --init random --data {data} --out {out} --heads.model c5", "c5"),
+        ("transfer --resume {tmp}/none", "holds no run"),
+        ("transfer table {tmp}", "holds no finished transfer run"),
+    ],
+)
+def test_wrong_calls_end_with_2_and_one_sentence(finished, tmp_path, capsys, words, message):
+    root, data, _ = finished
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/file").write_text("mine")
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "bad.safetensors")
+    places = {"tmp": tmp_path, "data": data, "out": tmp_path / "out", "taken": tmp_path / "taken",
+              "run": root / "run", "bad": tmp_path / "bad.safetensors"}  # fmt: skip
+    call(*words.format(**places).split(), expect=2)
+    shown = capsys.readouterr()
+    assert message.format(**places) in " ".join(shown.err.split()).replace("│ ", "")
+    assert "Traceback" not in shown.err
+    assert not shown.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(finished, tmp_path, capsys):
+    _, data, _ = finished
+    flags = [*COMMON.split(), *HEADS.split(), "--train", "VOC2007:trainval", "--data", data]
+    call("transfer", "voc-c4", "--init", "random", "--out", tmp_path / "run", *flags,
+         "--lr", "1e30", "--iterations", "9", expect=1)  # fmt: skip
+    assert "the loss is not finite at step" in capsys.readouterr().err
+
+
+def test_learning_rate_rises_and_drops_as_the_paper_says():
+    values = get_transfer("voc-c4")
+    assert learning_rate(values, 0) == pytest.approx(0.02 * 0.001)
+    assert learning_rate(values, 50) == pytest.approx(0.02 * (0.5 + 0.0005))
+    assert learning_rate(values, 100) == learning_rate(values, 17_999) == pytest.approx(0.02)
+    assert learning_rate(values, 18_000) == learning_rate(values, 21_999) == pytest.approx(0.002)
+    assert learning_rate(values, 22_000) == learning_rate(values, 23_999) == pytest.approx(0.0002)
+    for name, steps in {"coco-c4-2x": (120_000, 160_000), "coco-fpn-6x": (480_000, 520_000),
+                        "voc-segmentation": (21_000, 27_000), "cityscapes": (18_000,)}.items():  # fmt: skip
+        values = get_transfer(name)
+        for step in steps:
+            before, after = (learning_rate(values, s) for s in (step - 1, step))
+            assert after == pytest.approx(before / 10)
+    assert learning_rate(get_transfer("cityscapes"), 5000) == pytest.approx(0.01)  # batch 8 of 16
+    assert learning_rate(get_transfer("voc-segmentation"), 0) == pytest.approx(0.003)
+
+
+@pytest.mark.parametrize("name", TRANSFER_RECIPES)
+def test_recipes_survive_a_file(name):
+    values = get_transfer(name)
+    assert recipe_file.from_dict(TransferRecipe, recipe_file.to_dict(values)) == values
+    assert values.name == name
