@@ -26,7 +26,7 @@ from moco.transfer_build import Sets, Start, build_loader, build_model, metric_n
 from moco.transfer_loop import FineTuning, fine_tune
 from moco.transfer_measure import Measured, measure
 from moco.transfer_recipe import TransferRecipe
-from moco.transfer_start import open_start
+from moco.transfer_start import absolute, open_start
 from moco.world import World
 
 
@@ -41,7 +41,7 @@ class TransferResult:
         trials: percentages of every trial, in order of its seed.
         mean, std: over the trials; the deviation of a single trial is left out.
         headline: the columns of the paper's table for this task.
-        seconds: wall time of all trials.
+        seconds: wall time of all trials, each from its start or its last resumption.
     """
 
     out: str
@@ -94,6 +94,7 @@ def transfer(
         raise FileExistsError(
             f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
         )
+    init = absolute(init)
     start = open_start(init, values.trunk)
     data = str(Path(data).expanduser().resolve())
     values = replace(values, trunk=start.trunk)
@@ -161,7 +162,7 @@ def resume_transfer(
         init=run["init"],
         data=run["data"],
         out=out,
-        trials=trials or run["trials"],
+        trials=trials or max(run["trials"], len(list(Path(out).glob("trial-*")))),
         device=device,
         workers=workers,
         observers=observers,
