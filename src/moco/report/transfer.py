@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from moco.data.decode import decode
-from moco.report.plots import _save
+from moco.report.plots import save_figure
 from moco.transfer.example import IGNORED_PIXEL, Detections, Example, Examples
 from moco.transfer.transforms import label_image
 
@@ -50,7 +50,7 @@ def plot_found(path: Path, examples: Examples, shown: Sequence[tuple[Example, An
             axis.set_ylim(image.shape[0], 0)
     for axis, name in zip(axes[:, 0], ("annotated", "found"), strict=True):
         axis.set_ylabel(name)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_annotated(axis: Axes, example: Example, examples: Examples) -> None:
