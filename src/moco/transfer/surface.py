@@ -58,7 +58,7 @@ class Symmetry:
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no {path}; it belongs to the DensePose data")
         try:
-            from scipy.io import loadmat
+            from scipy.io import loadmat  # type: ignore[import-untyped]
         except ModuleNotFoundError:
             raise ModuleNotFoundError(f"reading {path} needs scipy") from None
         content = loadmat(str(path))
