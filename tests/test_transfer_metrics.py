@@ -11,8 +11,8 @@ from moco.transfer import cityscapes, coco, coco_metrics, surface_metrics, voc, 
 from moco.transfer.cityscapes_metrics import Instances
 from moco.transfer.densepose import Surface
 from moco.transfer.example import Detections
-from moco.transfer.masks import rasterise
 from moco.transfer.pixel_metrics import Confusion
+from moco.transfer.shapes import rasterise
 from moco.transfer.surface_metrics import Bodies, Body, similarity
 from scenes import write_cityscapes, write_coco, write_voc
 

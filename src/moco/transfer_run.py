@@ -114,7 +114,9 @@ def transfer(
         shown = observers if world.rank == 0 else ()
         with locked(out) if world.rank == 0 else contextlib.nullcontext():
             if world.rank == 0:
-                _write_recipe(out, values, init, data, trials, start, sets, where)
+                images = {"images": len(sets.train), "test_images": len(sets.test)}
+                run = {"init": init, "row": start.row, "data": data, "trials": trials, **images}
+                _write_recipe(out, values, run | machine(where))
             try:
                 done = [
                     _trial(values, trial, start, sets, out, where, workers, shown, world)
@@ -186,7 +188,7 @@ def _compare(out: Path, values: TransferRecipe, init: str, data: str) -> None:
 def _require_tools(values: TransferRecipe) -> None:
     """Refuse before any work what would fail after all of it."""
     if values.layout in ("coco", "keypoints", "densepose", "lvis") or values.heads.masks:
-        from moco.transfer.coco_metrics import coco_masks
+        from moco.transfer.shapes import coco_masks
 
         coco_masks()
     if values.geodesic:
@@ -195,29 +197,10 @@ def _require_tools(values: TransferRecipe) -> None:
         Body.read(values.geodesic)
 
 
-def _write_recipe(
-    out: Path,
-    values: TransferRecipe,
-    init: str,
-    data: str,
-    trials: int,
-    start: Start,
-    sets: Sets,
-    device: torch.device,
-) -> None:
-    if (out / "recipe.toml").exists():
-        return
-    run = {
-        "init": init,
-        "row": start.row,
-        "data": data,
-        "images": len(sets.train),
-        "test_images": len(sets.test),
-        "trials": trials,
-        **machine(device),
-    }
-    text = tomli_w.dumps(recipe_file.to_dict(values) | {"run": run})
-    write_atomically(out / "recipe.toml", text.encode())
+def _write_recipe(out: Path, values: TransferRecipe, run: dict[str, Any]) -> None:
+    if not (out / "recipe.toml").exists():
+        text = tomli_w.dumps(recipe_file.to_dict(values) | {"run": run})
+        write_atomically(out / "recipe.toml", text.encode())
 
 
 def _trial(

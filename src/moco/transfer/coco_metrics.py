@@ -7,32 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from moco.transfer.example import Detections, Example, Examples
-from moco.transfer.masks import run_lengths
+from moco.transfer.shapes import package, run_lengths
 
 Kind = Literal["bbox", "segm", "keypoints"]
-
-
-def _package() -> Any:
-    try:
-        import faster_coco_eval
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "masks, keypoints and COCO's metrics need faster-coco-eval: "
-            "pip install 'momentum-contrast[transfer]'"
-        ) from None
-    return faster_coco_eval
-
-
-def coco_masks() -> Any:
-    """COCO's mask tools: run-length encodings and polygons.
-
-    Raises:
-        ModuleNotFoundError: if faster-coco-eval is not there.
-    """
-    _package()
-    from faster_coco_eval import mask
-
-    return mask
 
 
 def rows(examples: Examples, example: Example, found: Detections, kind: Kind) -> list[dict[str, Any]]:
@@ -90,10 +67,10 @@ def evaluate(
     Raises:
         ModuleNotFoundError: if faster-coco-eval is not there.
     """
-    package = _package()
-    truth = package.COCO(_content(examples, keypoints=kind == "keypoints"))
+    evaluation = package()
+    truth = evaluation.COCO(_content(examples, keypoints=kind == "keypoints"))
     chosen = copy.deepcopy(results)
-    evaluator = package.COCOeval_faster(
+    evaluator = evaluation.COCOeval_faster(
         truth, truth.loadRes(chosen), kind, print_function=_silent, lvis_style=lvis, separate_eval=True
     )
     if kind != "keypoints":

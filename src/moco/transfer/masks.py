@@ -1,13 +1,11 @@
-"""The mask branch of Mask R-CNN, and masks from and to files."""
+"""The mask branch of Mask R-CNN: masks of regions from features, and pasted into the image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -98,39 +96,3 @@ def paste(
         grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
         out.copy_(F.grid_sample(mask[None, None], grid[None].to(mask), align_corners=False)[0, 0] >= 0.5)
     return result
-
-
-def rasterise(shape: Any, height: int, width: int) -> UInt8[Tensor, "height width"]:
-    """A shape of a COCO annotation as an image of 0 and 1; no shape is an empty mask.
-
-    Args:
-        shape: polygons, a run-length encoding (compressed or not), or None.
-        height, width: of the image.
-
-    Raises:
-        ModuleNotFoundError: if faster-coco-eval is not there.
-    """
-    if not shape:
-        return torch.zeros(height, width, dtype=torch.uint8)
-    from moco.transfer.coco_metrics import coco_masks
-
-    tools = coco_masks()
-    if isinstance(shape, list):
-        encoded = tools.merge(tools.frPyObjects(shape, height, width))
-    elif isinstance(shape["counts"], list):
-        encoded = tools.frPyObjects(shape, height, width)
-    else:
-        encoded = shape
-    return torch.from_numpy(np.ascontiguousarray(tools.decode(encoded)))
-
-
-def run_lengths(mask: Bool[Tensor, "height width"]) -> dict[str, Any]:
-    """A mask as COCO's compressed run-length encoding, ready for JSON."""
-    from moco.transfer.coco_metrics import coco_masks
-
-    encoded = coco_masks().encode(np.asfortranarray(mask.cpu().numpy().astype(np.uint8)))
-    counts = encoded["counts"]
-    return {
-        "size": [int(side) for side in encoded["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }

@@ -15,7 +15,7 @@ from moco.transfer import boxes as B
 from moco.transfer.batch import Targets
 from moco.transfer.cityscapes import instance_numbers
 from moco.transfer.example import IGNORED_PIXEL, Example, Examples
-from moco.transfer.masks import rasterise
+from moco.transfer.shapes import rasterise
 from moco.transfer.surface import Points, Symmetry, read_points
 
 
