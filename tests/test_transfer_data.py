@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from moco.data.decode import decode_rgb as decode
 from moco.transfer import cityscapes, coco, voc
 from moco.transfer.batch import Images
 from moco.transfer.example import has_keypoints, has_objects
@@ -17,6 +16,7 @@ from moco.transfer.loader import Pixels, detection_loader, segmentation_loader
 from moco.transfer.order import Order, repeat_factors
 from moco.transfer.surface import Symmetry, read_points
 from moco.transfer.transforms import Sizes, Wanted, for_detection, for_segmentation, label_image
+from moco.transfer_build import read_image as decode
 from moco.world import Solo
 from scenes import surface, write_cityscapes, write_coco, write_voc
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import UInt8
+from torch import Tensor, nn
 
 from moco import chance
-from moco.data.decode import decode_rgb
+from moco.data.decode import decode
+from moco.data.form import Form
+from moco.data.reading import Reading
 from moco.encoder import trunk
 from moco.training.schedule import linear_scaling
 from moco.transfer import cityscapes, coco, voc
@@ -176,6 +179,19 @@ def _detector(values: TransferRecipe, net: nn.Module, examples: Examples, world:
     return model
 
 
+def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
+    """An image file as RGB of 8 bits, upright.
+
+    Raises:
+        RuntimeError: if it is no image, or broken.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"cannot read {path}: {error}") from error
+    return decode(content, str(path), Form(3), Reading(channels=3, bits=8))
+
+
 def build_loader(
     values: TransferRecipe,
     examples: Examples,
@@ -200,7 +216,7 @@ def build_loader(
     options: dict[str, Any] = {"seed": seed, "world": world, "device": device, "workers": workers}
     if values.heads.model == "fcn":
         return segmentation_loader(
-            examples, order, decode_rgb, pixels, images.crop, values.images.scales, **options
+            examples, order, read_image, pixels, images.crop, values.images.scales, **options
         )
     symmetry = Symmetry.read(values.symmetry) if values.symmetry else None
     wanted = Wanted(
@@ -210,7 +226,7 @@ def build_loader(
         symmetry=symmetry,
     )
     sizes = Sizes(images.short, images.longest)
-    return detection_loader(examples, order, decode_rgb, pixels, sizes, wanted, divisor=divisor, **options)
+    return detection_loader(examples, order, read_image, pixels, sizes, wanted, divisor=divisor, **options)
 
 
 def optimizer(values: TransferRecipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -56,8 +56,8 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
         descent.load_state_dict(state["optimizer"])
         sums = state["sums"]
         _say(run, f"resuming after step {start:,} of {values.iterations:,}")
-    journal = Journal(folder, start) if run.world.rank == 0 else None
-    last = dict(journal.rows[-1]) if journal is not None and journal.rows else {}
+    journal = Journal(folder if run.world.rank == 0 else None, start)
+    last = dict(journal.rows[-1]) if journal.rows else {}
     for observer in run.observers:
         observer.begin(start, values.iterations, values.batch)
     clock, clock_step = time.perf_counter(), start
@@ -85,16 +85,14 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
             count = done - (done - 1) // values.journal_every * values.journal_every
             last = {"step": done, **_means(sums, count, run.world), "lr": lr}
             sums = {}
-            if journal is not None:
-                journal.write(last)
-                now = time.perf_counter()
-                speed = (done - clock_step) * values.batch / (now - clock)
-                journal.write_timing(
-                    {"step": done, "images_per_second": round(speed, 2), "time": time.time()}
-                )
-                clock, clock_step = now, done
+            journal.write(last)
+            now = time.perf_counter()
+            speed = (done - clock_step) * values.batch / (now - clock)
+            journal.write_timing({"step": done, "images_per_second": round(speed, 2), "time": time.time()})
+            clock, clock_step = now, done
         if checkpoint_due:
             sums = _shared(sums, run.world)
+            journal.flush()
             if run.world.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": descent.state_dict(), "sums": sums}
                 run.checkpoints.save(done, state)

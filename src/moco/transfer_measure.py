@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from moco.data.decode import decode_rgb
 from moco.transfer import cityscapes_metrics, coco_metrics, surface_metrics, voc_metrics
 from moco.transfer.detector import Detector
 from moco.transfer.example import Detections, Example, Examples
@@ -13,7 +12,7 @@ from moco.transfer.loader import Pixels, evaluation_images
 from moco.transfer.pixel_metrics import Confusion
 from moco.transfer.segmentation import Segmenter
 from moco.transfer.transforms import Sizes, label_image
-from moco.transfer_build import scaled
+from moco.transfer_build import read_image, scaled
 from moco.transfer_recipe import TransferRecipe
 
 
@@ -69,7 +68,7 @@ def _pixels(
     pictures: int,
 ) -> Measured:
     confusion, measured = Confusion(examples.classes), Measured()
-    for example, images in evaluation_images(examples, decode_rgb, pixels, None):
+    for example, images in evaluation_images(examples, read_image, pixels, None):
         found = model.classes_of(images.to(device), [(example.height, example.width)])[0].cpu()
         confusion.add(label_image(str(example.semantic), examples.lookup), found)
         if len(measured.shown) < pictures:
@@ -93,7 +92,7 @@ def _objects(
     bodies = surface_metrics.Bodies.read(values.geodesic) if "surface" in kinds and values.geodesic else None
     images = scaled(values.images)
     sizes = Sizes((images.test_short,), images.test_longest)
-    for example, batch in evaluation_images(examples, decode_rgb, pixels, sizes, model.divisor):
+    for example, batch in evaluation_images(examples, read_image, pixels, sizes, model.divisor):
         found = model.detect(batch.to(device), [(example.height, example.width)])[0]
         for kind in measured.rows:
             measured.rows[kind] += coco_metrics.rows(examples, example, found, kind)  # type: ignore[arg-type]

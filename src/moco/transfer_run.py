@@ -22,13 +22,11 @@ from moco.run_folder import difference, is_free, locked, machine
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.trainer import Observer
 from moco.transfer.norm import measure_precisely
-from moco.transfer.shapes import coco_masks
-from moco.transfer.surface_metrics import Body
 from moco.transfer_build import Sets, Start, build_loader, build_model, metric_names, open_sets
 from moco.transfer_loop import FineTuning, fine_tune
 from moco.transfer_measure import Measured, measure
 from moco.transfer_recipe import TransferRecipe
-from moco.transfer_start import open_start
+from moco.transfer_start import absolute, open_start
 from moco.world import World
 
 
@@ -43,7 +41,7 @@ class TransferResult:
         trials: percentages of every trial, in order of its seed.
         mean, std: over the trials; the deviation of a single trial is left out.
         headline: the columns of the paper's table for this task.
-        seconds: wall time of all trials.
+        seconds: wall time of all trials, each from its start or its last resumption.
     """
 
     out: str
@@ -93,7 +91,10 @@ def transfer(
         raise ValueError(f"trials must be at least 1, got {trials}")
     out = Path(out)
     if not (out / "recipe.toml").exists() and not is_free(out):
-        raise FileExistsError(f"{out} is no run of moco; choose another --out, nothing was overwritten")
+        raise FileExistsError(
+            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
+        )
+    init = absolute(init)
     start = open_start(init, values.trunk)
     data = str(Path(data).expanduser().resolve())
     values = replace(values, trunk=start.trunk)
@@ -113,7 +114,9 @@ def transfer(
         shown = observers if world.rank == 0 else ()
         with locked(out) if world.rank == 0 else contextlib.nullcontext():
             if world.rank == 0:
-                _write_recipe(out, values, init, data, trials, start, sets, where)
+                images = {"images": len(sets.train), "test_images": len(sets.test)}
+                run = {"init": init, "row": start.row, "data": data, "trials": trials, **images}
+                _write_recipe(out, values, run | machine(where))
             try:
                 done = [
                     _trial(values, trial, start, sets, out, where, workers, shown, world)
@@ -161,7 +164,7 @@ def resume_transfer(
         init=run["init"],
         data=run["data"],
         out=out,
-        trials=trials or run["trials"],
+        trials=trials or max(run["trials"], len(list(Path(out).glob("trial-*")))),
         device=device,
         workers=workers,
         observers=observers,
@@ -185,34 +188,19 @@ def _compare(out: Path, values: TransferRecipe, init: str, data: str) -> None:
 def _require_tools(values: TransferRecipe) -> None:
     """Refuse before any work what would fail after all of it."""
     if values.layout in ("coco", "keypoints", "densepose", "lvis") or values.heads.masks:
+        from moco.transfer.shapes import coco_masks
+
         coco_masks()
     if values.geodesic:
+        from moco.transfer.surface_metrics import Body
+
         Body.read(values.geodesic)
 
 
-def _write_recipe(
-    out: Path,
-    values: TransferRecipe,
-    init: str,
-    data: str,
-    trials: int,
-    start: Start,
-    sets: Sets,
-    device: torch.device,
-) -> None:
-    if (out / "recipe.toml").exists():
-        return
-    run = {
-        "init": init,
-        "row": start.row,
-        "data": data,
-        "images": len(sets.train),
-        "test_images": len(sets.test),
-        "trials": trials,
-        **machine(device),
-    }
-    text = tomli_w.dumps(recipe_file.to_dict(values) | {"run": run})
-    write_atomically(out / "recipe.toml", text.encode())
+def _write_recipe(out: Path, values: TransferRecipe, run: dict[str, Any]) -> None:
+    if not (out / "recipe.toml").exists():
+        text = tomli_w.dumps(recipe_file.to_dict(values) | {"run": run})
+        write_atomically(out / "recipe.toml", text.encode())
 
 
 def _trial(
@@ -289,7 +277,7 @@ def _finish(
         values.name,
         start.row,
         tables,
-        {name: round(statistics.mean(c), 4) for name, c in columns.items()},
+        {name: round(statistics.mean(column), 4) for name, column in columns.items()},
         {name: round(statistics.stdev(c), 4) for name, c in columns.items()} if len(done) > 1 else {},
         tuple(name for name in metric_names(values) if name in names),
         round(sum(one["seconds"] for one in done), 1),

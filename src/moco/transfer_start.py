@@ -22,6 +22,16 @@ MECHANISMS = {
 """Rows of the paper's Table 3."""
 
 
+def absolute(spec: str) -> str:
+    """What stands after --init, with its path made absolute, so that a run folder can be read anywhere."""
+    kind, colon, where = spec.partition(":")
+    if spec == "random":
+        return spec
+    if colon and kind in ("random", "supervised"):
+        return f"{kind}:{Path(where).expanduser().resolve()}"
+    return str(Path(spec).expanduser().resolve())
+
+
 def open_start(spec: str, values: Trunk) -> Start:
     """A start by what stands after --init.
 

@@ -10,12 +10,11 @@ import importlib.util
 import io
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Shaped
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from torch import Tensor
 
@@ -86,19 +85,6 @@ def decode(
         raise
     except Exception as error:  # decoders raise nearly everything on damaged files
         raise Unreadable(name, str(error) or type(error).__name__) from error
-
-
-def decode_rgb(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """An image file as 8-bit RGB, whatever it holds.
-
-    Raises:
-        Unreadable: if it is no image, broken or too large.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise Unreadable(str(path), str(error)) from error
-    return decode(content, str(path), Form(), Reading(bits=8))
 
 
 def check(content: bytes, name: str, reading: Reading) -> Header:

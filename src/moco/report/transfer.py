@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from moco.data.decode import decode_rgb
 from moco.report.plots import save_figure
 from moco.transfer.example import IGNORED_PIXEL, Detections, Example, Examples
 from moco.transfer.transforms import label_image
+from moco.transfer_build import read_image
 
 _LEAST_SCORE, _MOST = 0.3, 12
 _MARKED = 0.5  # a gain the paper's tables mark
@@ -32,7 +32,7 @@ def plot_found(path: Path, examples: Examples, shown: Sequence[tuple[Example, An
     axes = figure.subplots(2, len(shown), squeeze=False)
     figure.subplots_adjust(0.02, 0.04, 0.995, 0.96, wspace=0.05, hspace=0.08)
     for column, (example, found) in enumerate(shown):
-        image = decode_rgb(example.path).permute(1, 2, 0).numpy()
+        image = read_image(example.path).permute(1, 2, 0).numpy()
         for row, axis in enumerate(axes[:, column]):
             axis.imshow(image)
             axis.set_xticks([])

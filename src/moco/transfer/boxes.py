@@ -17,7 +17,12 @@ LARGEST_GROWTH = math.log(1000 / 16)
 
 
 def anchors(
-    sizes: Sequence[float], ratios: Sequence[float], stride: int, height: int, width: int
+    sizes: Sequence[float],
+    ratios: Sequence[float],
+    stride: int,
+    height: int,
+    width: int,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "A 4"]:
     """Boxes of several sizes and shapes at every cell of a feature map.
 
@@ -26,13 +31,15 @@ def anchors(
         ratios: heights divided by widths.
         stride: pixels between cells.
         height, width: of the feature map.
+        device: where they are made.
 
     Returns:
         In order of row, column, size, ratio; centred on multiples of the stride and not rounded.
     """
     shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for size in sizes for ratio in ratios]
-    around = torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in shapes])
-    y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+    around = torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in shapes], device=device)
+    rows, columns = (stride * torch.arange(count, device=device) for count in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     corners = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
     return (corners + around).reshape(-1, 4)
 

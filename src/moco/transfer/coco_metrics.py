@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moco.transfer.example import Detections, Example, Examples
-from moco.transfer.shapes import coco_package, run_lengths
+from moco.transfer.shapes import package, run_lengths
 
 Kind = Literal["bbox", "segm", "keypoints"]
 
@@ -67,10 +67,10 @@ def evaluate(
     Raises:
         ModuleNotFoundError: if faster-coco-eval is not there.
     """
-    package = coco_package()
-    truth = package.COCO(_content(examples, keypoints=kind == "keypoints"))
+    evaluation = package()
+    truth = evaluation.COCO(_content(examples, keypoints=kind == "keypoints"))
     chosen = copy.deepcopy(results)
-    evaluator = package.COCOeval_faster(
+    evaluator = evaluation.COCOeval_faster(
         truth, truth.loadRes(chosen), kind, print_function=_silent, lvis_style=lvis, separate_eval=True
     )
     if kind != "keypoints":

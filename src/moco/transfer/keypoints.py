@@ -57,6 +57,8 @@ class KeypointBranch(Branch):
             return {"keypoint": logits.sum() * 0}
         cells, valid = zip(*(heat_cells(r, logits.shape[-1]) for r in regions if len(r.boxes)), strict=True)
         rows, goal = torch.cat(valid).flatten(), torch.cat(cells).flatten()
+        if not bool(rows.any()):  # a joint on the very edge of its region can round out of it
+            return {"keypoint": logits.sum() * 0}
         return {"keypoint": F.cross_entropy(logits.flatten(2).flatten(0, 1)[rows], goal[rows])}
 
     def complete(self, pooled: Tensor, found: Detections, height: int, width: int) -> Detections:

@@ -1,4 +1,4 @@
-"""The mask branch of Mask R-CNN, and masks from and to files."""
+"""The mask branch of Mask R-CNN: masks of regions from features, and pasted into the image."""
 
 from collections.abc import Sequence
 from dataclasses import replace

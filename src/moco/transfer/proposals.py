@@ -77,7 +77,7 @@ class ProposalNetwork(nn.Module):
         """
         logits, moves = self.head(features)
         anchors = [
-            B.anchors(own, self.ratios, stride, *x.shape[-2:]).to(x)
+            B.anchors(own, self.ratios, stride, x.shape[2], x.shape[3], x.device)
             for own, stride, x in zip(self.sizes, self.strides, features, strict=True)
         ]
         return (

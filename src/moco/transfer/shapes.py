@@ -1,4 +1,4 @@
-"""Shapes of COCO annotations: polygons and run-length encodings, to masks and back."""
+"""Shapes of objects in files, as COCO writes them, and as images of 0 and 1."""
 
 from typing import Any
 
@@ -8,8 +8,12 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 
-def coco_package() -> Any:
-    """faster-coco-eval, or a sentence on how to get it."""
+def package() -> Any:
+    """faster-coco-eval.
+
+    Raises:
+        ModuleNotFoundError: if it is not there; the message says how to get it.
+    """
     try:
         import faster_coco_eval
     except ModuleNotFoundError:
@@ -26,7 +30,7 @@ def coco_masks() -> Any:
     Raises:
         ModuleNotFoundError: if faster-coco-eval is not there.
     """
-    coco_package()
+    package()
     from faster_coco_eval import mask
 
     return mask

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from moco.transfer.shapes import rasterise
+
 PARTS = 24
 COARSE_SIDE = 256
 """DensePose files give points and coarse masks in the object's box, scaled to a square of this side."""
@@ -89,8 +91,6 @@ def read_points(surface: dict[str, Any] | None) -> Points | None:
     parts = torch.from_numpy(np.asarray(surface["dp_I"]).round().astype(np.int64))
     inside = None
     if any(surface["dp_masks"]):
-        from moco.transfer.shapes import rasterise
-
         coarse = [rasterise(mask, COARSE_SIDE, COARSE_SIDE) for mask in surface["dp_masks"] if mask]
         inside = torch.stack(coarse).amax(0)
     return Points(torch.stack([x, y], 1) / COARSE_SIDE, parts, torch.stack([u, v], 1), inside)
