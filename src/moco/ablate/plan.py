@@ -129,11 +129,14 @@ class Plan:
         for job in self.jobs:
             if (job.folder / "recipe.toml").exists():
                 begun, _ = read_run(job.folder)
+                views, found = job.recipe.views, begun.views
+                if views.mean is None:
+                    views = replace(views, mean=found.mean, std=found.std)
+                if views.range is None:
+                    views = replace(views, range=found.range)
                 asked = replace(
                     job.recipe,
-                    views=replace(job.recipe.views, mean=begun.views.mean, std=begun.views.std)
-                    if job.recipe.views.mean is None
-                    else job.recipe.views,
+                    views=views,
                     precision=begun.precision if job.recipe.precision == "auto" else job.recipe.precision,
                 )
                 if begun != asked:
