@@ -38,7 +38,7 @@ def plot_few_labels(path: Path, rows: Iterable[Any], title: str) -> None:
         if not row.curve:
             axis.axhline(row.linear, color=colour, linestyle=":", label=f"{row.name}, linear")
     axis.set_xscale("log")
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     label_axis(axis, fill(title, 88), "top-1 accuracy, %", x="labelled images")
     axis.title.set_fontsize(9)
     save_figure(figure, path)
