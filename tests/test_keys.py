@@ -132,7 +132,7 @@ def test_shuffling_closes_the_channel_through_which_the_pretext_task_leaks():
         return q[1] - q[0], k[1] - k[0]
 
     dq, dk = effect_of_replacing_the_mates(shuffle=False)
-    assert torch.cosine_similarity(dq, dk).mean() > 0.5
+    assert torch.cosine_similarity(dq, dk).min() > 0.3
     dq, dk = effect_of_replacing_the_mates(shuffle=True)
     assert dq.norm(dim=1).min() > 0.05  # the query still hears of its mate
     assert torch.equal(dk, torch.zeros_like(dk))  # the key does not: there is nothing to match
