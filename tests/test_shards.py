@@ -79,6 +79,7 @@ def test_shards_are_plain_tar_files_of_named_samples(packed):
         assert path.stat().st_size % 512 == 0
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves files open
 def test_other_libraries_read_them(packed):
     webdataset = pytest.importorskip("webdataset")
     samples = list(webdataset.WebDataset(str(packed / "shard-{000000..000006}.tar"), shardshuffle=False))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from moco import chance
+from moco.data.decode import Unreadable
 from moco.data.encoded import EncodedSource
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
@@ -180,7 +181,7 @@ class ShardSource(EncodedSource):
                 shard = int(np.searchsorted(self._ends, other, side="right"))
                 if not self._broken[shard]:
                     return other, shard
-            raise RuntimeError(f"cannot read sample {index:,} of {self.name}: too many shards are missing")
+            raise Unreadable(f"sample {index:,} of {self.name}", "too many shards are missing")
         return index, shard
 
     def _path(self, shard: int) -> str:

@@ -60,7 +60,8 @@ class RunFacts:
 
     def column(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of every row of the journal that has a value of this name."""
-        return [(row["epoch"], row[name]) for row in self.rows if row.get(name) is not None]
+        rows = (row for row in self.rows if "epoch" in row)  # those of unreadable images have none
+        return [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
 
     def notes(self) -> list[str]:
         """What the loss means, as it was said while training."""
@@ -173,7 +174,7 @@ def _filled(run: RunFacts) -> list[tuple[str, float]]:
 
 
 def _speeds(run: RunFacts) -> list[tuple[float, float]]:
-    epochs = {row["step"]: row["epoch"] for row in run.rows}
+    epochs = {row["step"]: row["epoch"] for row in run.rows if "epoch" in row}
     return [(epochs[r["step"]], r["images_per_second"]) for r in run.timing if r["step"] in epochs]
 
 
