@@ -327,6 +327,18 @@ def test_estimates_name_every_open_job(data, calm, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_a_study_s_threads_are_its_own(data, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(executing, "run_cell", lambda *_: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    machine = Machine(jobs=0, threads=before + 1)
+    run_study(
+        toy(), data=data, out=tmp_path / "s", seeds=(0,), machine=machine, estimate=False, say=lambda _: None
+    )
+    assert seen == [before + 1] * 2
+    assert torch.get_num_threads() == before
+
+
 def test_a_row_holds_no_folder_of_this_machine(calm, tmp_path):
     table = json.loads((calm / "table.json").read_text())
     write_row(tmp_path / "r.toml", table, calm, command="moco ablate toy.py", source="/some/where/cifar10")

@@ -3,7 +3,8 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ PARAMETERS = "parameters, millions"
 """The axis label on which a cell stands at the size of its trunk."""
 
 
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """A study's number of threads is its own: the process that called it goes on with what it had."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_own_threads()
 def run_study(
     study: Study,
     *,
@@ -83,6 +95,7 @@ def run_study(
     return table
 
 
+@_own_threads()
 def forecast(
     study: Study,
     *,
