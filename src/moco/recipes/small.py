@@ -60,7 +60,7 @@ def cpu() -> Recipe:
         optimizer=SGD(lr=0.06, weight_decay=5e-4),
         schedule=Cosine(warmup=1),
         batch=256,
-        epochs=15,
+        epochs=12,
         monitor=Monitor(every=2),
         journal_every=50,
         checkpoint_every=390,
