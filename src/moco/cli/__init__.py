@@ -45,6 +45,10 @@ COMMANDS = {
     ),
     "report": ("RUN [RUN ...]", "one page about a run, or several overlaid, to open in a browser"),
     "embed": ("RUN [--data IMAGES] [--to parquet|npy|csv]", "features of images as a table"),
+    "fit": (
+        "RUN LABELS.csv [--data IMAGES]",
+        "from a few labels to a class for every image, and what to label next",
+    ),
     "search": ("RUN IMAGE [--data IMAGES]", "the images most like one"),
     "recipes": ("[NAME]", "recipes and their values"),
     "completion": ("bash|zsh|fish", "completion of commands and flags for a shell"),

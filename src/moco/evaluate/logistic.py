@@ -119,7 +119,7 @@ def fit_predict(
     """
     standard = [standardise(f, queries) for f in features]
     features = torch.stack([train for train, _ in standard])
-    folds = _folds(labels, classes)
+    folds = stratified_folds(labels, classes)
     choice = torch.full((len(features),), len(penalties) // 2)
     if int(folds.max()) > 0:
         choice = _validate(features, labels, classes, penalties, folds)
@@ -141,7 +141,7 @@ def _validate(features, labels, classes, penalties, folds) -> Tensor:
     return right.sum((1, 2)).argmax(1)
 
 
-def _folds(labels: Tensor, classes: int) -> Tensor:
+def stratified_folds(labels: Tensor, classes: int) -> Tensor:
     """Deal each problem's images of each class to folds in turn; one fold where a class has one image."""
     one_hot = F.one_hot(labels, classes)
     fewest = int(one_hot.sum(1).where(one_hot.sum(1) > 0, torch.tensor(2**31)).min())

@@ -1,0 +1,66 @@
+"""`moco fit`: from a few labels to a class for every image."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from moco.cli.show import FLAGS
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Learn classes from few labelled images, classify all others, and say which to label next."""
+
+    weights: tyro.conf.Positional[Path]
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
+    labels: tyro.conf.Positional[tuple[Path, ...]]
+    """CSV files with the columns name (or path) and label; names as in predictions.csv or moco embed."""
+    data: str | None = None
+    """All images, as for pretrain, or a file of moco embed, which saves encoding them again; None takes
+    the images the run was trained on."""
+    out: Path | None = None
+    """Folder of the results; None takes RUN/fit, or fit beside a file."""
+    count: int = 50
+    """How many images to propose for labelling."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+def run(words: list[str]) -> int:
+    """Run the command with these words and return its exit code."""
+    call = tyro.cli(Fit, args=words, prog="moco fit", config=FLAGS)
+    from moco.console import progress
+    from moco.embeddings import WRITERS, embed, joined, read_embeddings
+    from moco.fit import fit, read_labels, write
+    from moco.launch import choose_device
+    from moco.weights import images_of, open_weights
+
+    given = read_labels(call.labels)
+    if call.data is not None and Path(call.data).suffix.removeprefix(".") in WRITERS:
+        bank = read_embeddings(Path(call.data))
+    else:
+        weights = open_weights(call.weights, choose_device(call.device))
+        source = images_of(weights, call.data)
+        with progress("images", len(source)) as advance:
+            bank = joined(advance(part) for part in embed(weights, source))
+    found = fit(bank, given, count=call.count)
+    beside = call.weights if call.weights.is_dir() else call.weights.parent
+    predictions, to_label = write(found, call.out if call.out is not None else beside / "fit")
+    sure = found.probabilities.max(1).values.mean().item()
+    if call.json:
+        accuracy = None if found.accuracy is None else list(found.accuracy[:3])
+        row = {"predictions": str(predictions), "next": str(to_label), "images": len(bank.names)}
+        row |= {"labelled": len(given), "classes": found.classes, "accuracy": accuracy, "confidence": sure}
+        print(json.dumps(row))
+        return 0
+    print(f"{predictions}: {len(bank.names):,} images, {len(found.classes)} classes from {len(given)} labels")
+    if found.accuracy is None:
+        print("a class has a single labelled image, so neither accuracy nor confidence could be checked")
+    else:
+        print(f"accuracy by cross-validation: {found.accuracy} %; mean confidence {100 * sure:.1f} %")
+    print(f"{to_label}: {len(found.next)} images to label next; fill in the column label and fit both files")
+    return 0

@@ -1,0 +1,136 @@
+"""From a few labelled images to a class for every image, and to those whose labels would help most."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moco.embeddings import Embeddings
+from moco.evaluate.fewlabel import Interval, interval
+from moco.evaluate.labelling import Head, fit_head, label_next
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """What few labels say about all images.
+
+    Attributes:
+        classes: by name, in the order of the columns of `probabilities`.
+        names: of all M images.
+        labels: (M,) the class that was given, -1 where none was.
+        probabilities: (M, classes), calibrated.
+        next: images to label next, best first.
+        head: the classifier.
+    """
+
+    classes: list[str]
+    names: list[str]
+    labels: Tensor
+    probabilities: Tensor
+    next: Tensor
+    head: Head
+
+    @property
+    def accuracy(self) -> Interval | None:
+        """Percent of the labelled images that a classifier named right without having seen them.
+
+        None where a class has a single image.
+        """
+        if self.head.right is None:
+            return None
+        mean, low, high, values = interval((100.0 * self.head.right.double()).tolist())
+        return Interval(mean, max(0.0, low), min(100.0, high), values)
+
+    def __repr__(self) -> str:
+        given = int((self.labels >= 0).sum())
+        about = "" if self.accuracy is None else f", about {self.accuracy} % right"
+        return f"Fit({len(self.classes)} classes from {given:,} of {len(self.names):,} images{about})"
+
+
+def read_labels(paths: Sequence[str | Path]) -> dict[str, str]:
+    """The labels that CSV files with the columns name (or path) and label give, by image name.
+
+    Rows without a label are passed over, so a list of images to label may come back half done.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a column is missing or an image has two different labels.
+    """
+    labels: dict[str, str] = {}
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file {path}")
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            columns = list(reader.fieldnames or [])
+            key = next((column for column in ("name", "path") if column in columns), None)
+            if key is None or "label" not in columns:
+                raise ValueError(
+                    f"{path} must have the columns name and label, got {', '.join(columns) or 'nothing'}"
+                )
+            for row in reader:
+                name, label = row[key], (row["label"] or "").strip()
+                if not label:
+                    continue
+                if labels.setdefault(name, label) != label:
+                    raise ValueError(f"{path} calls {name} {label}, but it was {labels[name]} before")
+    return labels
+
+
+def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int = 0) -> Fit:
+    """Learn classes from the labels given, and give every image one.
+
+    Args:
+        bank: features of all images.
+        given: labels by image name.
+        count: how many images to propose for labelling; fewer where fewer have no label.
+        seed: of the images looked at when there are very many.
+
+    Raises:
+        ValueError: if a name is unknown, or fewer than two classes were given.
+    """
+    place = {name: i for i, name in enumerate(bank.names)}
+    if unknown := [name for name in given if name not in place]:
+        raise ValueError(
+            f"{len(unknown)} of the {len(given)} labelled images are not among the {len(place):,} images, "
+            f"such as {unknown[0]}; they are called like {bank.names[0]}"
+        )
+    classes = sorted(set(given.values()), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w))
+    if len(classes) < 2:
+        raise ValueError(f"labels of at least 2 classes are needed, got {', '.join(classes) or 'none'}")
+    labels = torch.full((len(bank.names),), -1)
+    for name, label in given.items():
+        labels[place[name]] = classes.index(label)
+    known = (labels >= 0).nonzero()[:, 0]
+    head = fit_head(bank.features[known], labels[known], len(classes))
+    probabilities = head.probabilities(bank.features)
+    count = min(count, len(labels) - len(known))
+    chosen = label_next(bank.features, known, count, seed=seed) if count else known[:0]
+    return Fit(classes, bank.names, labels, probabilities, chosen, head)
+
+
+def write(found: Fit, folder: Path) -> tuple[Path, Path]:
+    """Write `predictions.csv`, one line per image, and `next.csv`, the images to label, into a folder.
+
+    The label column of `next.csv` is empty: fill it in and give the file to the next fit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    confidence, best = (x.tolist() for x in found.probabilities.max(1))
+    predictions, to_label = folder / "predictions.csv", folder / "next.csv"
+    given = found.labels.tolist()
+    with open(predictions, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.writer(file)
+        lines.writerow(["name", "predicted", "confidence", "given"])
+        for name, guess, sure, label in zip(found.names, best, confidence, given, strict=True):
+            lines.writerow(
+                [name, found.classes[guess], f"{sure:.4f}", found.classes[label] if label >= 0 else ""]
+            )
+    with open(to_label, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        lines = csv.writer(file)
+        lines.writerow(["name", "label", "guess", "confidence"])
+        for row in found.next.tolist():
+            lines.writerow([found.names[row], "", found.classes[best[row]], f"{confidence[row]:.4f}"])
+    return predictions, to_label
