@@ -73,6 +73,8 @@ def table(name: str) -> str:
         return verdict(values)
     if "single_steps" in values:
         return steps(values)
+    if "label_rounds" in values:
+        return labelling(values)
     knn, count = values["knn"], len(values["seeds"])
 
     def cell(metric: str) -> str:
@@ -187,6 +189,30 @@ def steps(values: dict[str, Any]) -> str:
         worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
     return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])
+
+
+def labelling(values: dict[str, Any]) -> str:
+    """Labels that were asked for beside random ones, and by how much confidences are too high."""
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        mean, _, high = row[name]
+        return f"{mean:.1f} ± {high - mean:.1f} ({row[f'{name}_overconfidence']:+.1f})"
+
+    lines = ["| labels | asked for by `moco fit` | random | gain |", "|---|---|---|---|"]
+    for row in values["label_rounds"]:
+        mean, low, high = row["gain"]
+        gain = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if mean else ""
+        lines.append(f"| {row['labels']} | {cell(row, 'asked')} | {cell(row, 'random')} | {gain} |")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{values['command']}` after recipe `{values['recipe']}`, {values['epochs']} epochs: percent of "
+            f"{values['test_images']:,} test images right, mean and 95 % interval over {values['repeats']} "
+            "trials that begin with one random image of each class; in brackets confidence less accuracy; "
+            f"{values['images']:,} images to choose from.",
+        ]
+    )
 
 
 def filled(text: str) -> str:

@@ -1,6 +1,8 @@
 """Each of the paper's tasks from the command line: trained, killed and resumed, measured, put in a table."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -183,6 +185,28 @@ def test_a_killed_run_ends_with_the_same_bits(finished, start, tmp_path, after):
             for folder in (out, root / "run")
         )
         assert all(torch.equal(one["model"][key], value) for key, value in other["model"].items())
+    assert (out / "trial-0/journal.jsonl").read_bytes() == (root / "run/trial-0/journal.jsonl").read_bytes()
+    assert result.trials[0] == whole.trials[0]
+
+
+def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(finished, start, tmp_path):
+    root, data, whole = finished
+
+    class Ask(Stop):
+        def progress(self, done, row):
+            if done == self.after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    out, ask = tmp_path / "run", Ask(3)
+    with pytest.raises(SystemExit) as left:
+        transfer(TINY, init=str(start), data=data, out=out, device="cpu", observers=[ask])
+    assert left.value.code == 75
+    assert (out / "stopped").exists()
+    assert "SIGTERM: saved step 4; the same command goes on from there" in ask.said
+    watch = Stop(-1)
+    result = transfer(TINY, init=str(start), data=data, out=out, device="cpu", observers=[watch])
+    assert any("resuming after step 4 of 8" in sentence for sentence in watch.said)
+    assert not (out / "stopped").exists()
     assert (out / "trial-0/journal.jsonl").read_bytes() == (root / "run/trial-0/journal.jsonl").read_bytes()
     assert result.trials[0] == whole.trials[0]
 

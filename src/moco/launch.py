@@ -22,7 +22,7 @@ from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
-from moco.run_folder import STOPPED, difference, is_free, locked, provenance, read_run
+from moco.run_folder import STOPPED, difference, is_free, leave_note, locked, provenance, read_run
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
 from moco.weights import open_weights, trained_encoder
@@ -243,7 +243,7 @@ def _run(
             return finish(run, values, data, out, device, journal.rows, started, say)
         except SystemExit as left:
             if world.rank == 0:
-                (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
+                leave_note(out, left)
             raise
         except (ConnectionError, TimeoutError):
             raise

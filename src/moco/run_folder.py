@@ -18,6 +18,11 @@ STOPPED = "stopped"
 """A file that is there while a run waits to be continued because a signal ended it."""
 
 
+def leave_note(out: Path, left: SystemExit) -> None:
+    """Say in a run folder that the run waits to be continued."""
+    (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
+
+
 def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a run folder and what it knows about data and machine.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from moco import chance
 from moco.training.checkpoint import Checkpoints
 from moco.training.gradients import averaged_gradients
+from moco.training.interruption import EXIT_CODE, Interruption, name
 from moco.training.journal import Journal
 from moco.training.trainer import Observer
 from moco.transfer.detector import Detector
@@ -46,7 +47,13 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
 
     Raises:
         FloatingPointError: if the loss is not finite; the newest checkpoint precedes it.
+        SystemExit: with `EXIT_CODE`, after a checkpoint, if a signal asked any process to leave.
     """
+    with Interruption().heeded() as interruption:
+        return _fine_tune(run, folder, interruption)
+
+
+def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dict[str, Any]:
     values, model = run.values, run.model
     device = next(model.parameters()).device
     descent, start, sums = optimizer(values, model), 0, {}
@@ -64,6 +71,7 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
     model.train()
     for step, batch in enumerate(run.loader.stream(start, values.iterations), start):
         run.world.enter(step)
+        asked_to_leave = run.world.largest(interruption.signal)
         lr = learning_rate(values, step)
         for group in descent.param_groups:
             group["lr"] = lr
@@ -74,11 +82,12 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
         with averaged_gradients(model, run.world):
             total.backward()
         descent.step()
-        for name, value in {"loss": total, **losses}.items():
-            sums[name] = sums.get(name, 0) + value.detach()
+        for kind, value in {"loss": total, **losses}.items():
+            sums[kind] = sums.get(kind, 0) + value.detach()
         done = step + 1
         journal_due = done % values.journal_every == 0 or done == values.iterations
-        checkpoint_due = done % values.checkpoint_every == 0 or done == values.iterations
+        leaving = asked_to_leave() * (done < values.iterations)
+        checkpoint_due = done % values.checkpoint_every == 0 or done == values.iterations or leaving
         if journal_due or checkpoint_due:
             _refuse_non_finite(run, sums, done, lr)
         if journal_due:
@@ -96,6 +105,9 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
             if run.world.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": descent.state_dict(), "sums": sums}
                 run.checkpoints.save(done, state)
+        if leaving:
+            _say(run, f"{name(leaving)}: saved step {done:,}; the same command goes on from there")
+            raise SystemExit(EXIT_CODE)
         for observer in run.observers:
             observer.progress(done, last)
     return last
@@ -112,7 +124,7 @@ def _shared(sums: dict[str, Tensor], world: World) -> dict[str, Tensor]:
 def _means(sums: dict[str, Tensor], count: int, world: World) -> dict[str, float]:
     """Mean of each loss over steps and processes; waits for the device."""
     values = world.gather((torch.stack(list(sums.values())) / count)[None]).mean(0).tolist()
-    return {name: round(value, 6) for name, value in zip(sums, values, strict=True)}
+    return {kind: round(value, 6) for kind, value in zip(sums, values, strict=True)}
 
 
 def _refuse_non_finite(run: FineTuning, sums: dict[str, Tensor], done: int, lr: float) -> None:

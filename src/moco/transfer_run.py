@@ -18,7 +18,7 @@ from moco.launch import choose_device
 from moco.processes import joined
 from moco.recipes.transfer import get_transfer
 from moco.report.transfer import plot_found
-from moco.run_folder import difference, is_free, locked, machine
+from moco.run_folder import STOPPED, difference, is_free, leave_note, locked, machine
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.trainer import Observer
 from moco.transfer.norm import measure_precisely
@@ -84,6 +84,7 @@ def transfer(
         FileNotFoundError: if a file of the data is missing; it is named.
         ValueError: if recipe, start and data do not fit together.
         FloatingPointError: if the loss stops being finite.
+        SystemExit: with code 75, after a checkpoint, if SIGTERM or SIGUSR1 came.
         RuntimeError: if anything else fails after work has begun, such as an image file.
     """
     values = get_transfer(recipe) if isinstance(recipe, str) else recipe
@@ -117,12 +118,17 @@ def transfer(
                 images = {"images": len(sets.train), "test_images": len(sets.test)}
                 run = {"init": init, "row": start.row, "data": data, "trials": trials, **images}
                 _write_recipe(out, values, run | machine(where))
+                (out / STOPPED).unlink(missing_ok=True)
             try:
                 done = [
                     _trial(values, trial, start, sets, out, where, workers, shown, world)
                     for trial in range(trials)
                 ]
                 return _finish(values, start, out, done, world)
+            except SystemExit as left:
+                if world.rank == 0:
+                    leave_note(out, left)
+                raise
             except (ValueError, OSError, MemoryError) as error:
                 raise RuntimeError(str(error)) from error  # after work began, it is no wrong call
 
