@@ -83,7 +83,7 @@ def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
     measured = []
     for s in range(case.get("steps", 4)):
         world.enter(s)
-        batch = tiny_batch(BATCH, dtype, s, size=8)
+        batch = tiny_batch(BATCH, dtype, s, size=case.get("pixels", 8))
         if regroup:  # the same groups in another order: only the order of sums changes
             turn = torch.arange(BATCH).roll(4)
             order = turn.argsort()
