@@ -68,7 +68,7 @@ def cpu() -> Recipe:
 
 
 def demo() -> Recipe:
-    """A minute on two processor cores, on patterns made by program; nothing is downloaded.
+    """A few minutes on two processor cores, on patterns made by program; nothing is downloaded.
 
     Run: moco pretrain demo --out RUN
     Result: kNN (k = 50, T = 0.1) 40.8 % on the trunk against 20.4 % untrained and 29.7 % for raw pixels.
