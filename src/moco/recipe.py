@@ -152,13 +152,16 @@ class Margin:
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent; weight decay applies to every parameter, as in the released code."""
+    """Stochastic gradient descent."""
 
     lr: float = 0.03
     """Learning rate of a batch of 256; another batch scales it linearly."""
     momentum: float = 0.9
+    """Of the gradients; not m of the momentum encoder."""
     weight_decay: float = 1e-4
+    """Of every parameter, as in the released code."""
     nesterov: bool = False
+    """Nesterov's form of momentum."""
 
     def __post_init__(self):
         _require(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
@@ -272,6 +275,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoders; auto takes bfloat16 where the processor has it in hardware."""
     seed: int = 0
+    """Of every random choice."""
     monitor: Monitor = field(default_factory=Monitor)
     journal_every: int = 50
     """Steps between rows of the journal, each the mean over those steps."""

@@ -23,10 +23,11 @@ class Trunk:
     """What a random start takes; another start brings its own."""
 
     arch: str = "resnet50"
-    """A residual network of `moco recipes`: resnet10/18/34/50/101/152, resnext50_32x8d, resnet50w2x ..."""
+    """resnet10/18/34/50/101/152, resnext50_32x8d, resnet50w2x or resnet50w4x."""
     width: int | None = None
     """Channels of the first stage; None is the architecture's own."""
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
+    """imagenet: 7x7 stride 2 and a pool; small: 3x3 stride 1; small2: 3x3 stride 2."""
     norm: Literal["synced", "frozen"] = "synced"
     """Batch normalisation of the trunk: trained over all processes, or a fixed scale and shift."""
 
@@ -40,7 +41,9 @@ class Images:
     longest: int = 1333
     """Limit of the long side."""
     test_short: int = 800
+    """Short side of test images."""
     test_longest: int = 1333
+    """Limit of their long side."""
     crop: int = 513
     """Side of training crops (segmentation)."""
     scales: tuple[float, float] = (0.5, 2.0)
@@ -64,6 +67,7 @@ class Heads:
     """What is built on the trunk."""
 
     model: Literal["c4", "dilated-c5", "fpn", "fcn"] = "c4"
+    """Detector on conv4, on a dilated conv5 or on a feature pyramid; fcn is segmentation."""
     masks: bool = False
     """Also predict a mask for each object."""
     anchors: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
@@ -71,8 +75,11 @@ class Heads:
     train_before: int = 12000
     """Proposals kept before duplicates go, on each feature map, in training."""
     train_after: int = 2000
+    """Proposals kept after that."""
     test_before: int = 6000
+    """Proposals kept before duplicates go, in testing."""
     test_after: int = 1000
+    """Proposals kept after that."""
     regions: int = 512
     """Regions trained on in each image."""
     beta: float = 0.0
@@ -153,6 +160,7 @@ class TransferRecipe:
     lr: float = 0.02
     """Learning rate of a batch of 16; another batch scales it linearly."""
     momentum: float = 0.9
+    """Of the gradients."""
     weight_decay: float = 1e-4
     """On everything but the scales and shifts of normalisation."""
     repeat_below: float = 0.0
@@ -166,8 +174,11 @@ class TransferRecipe:
     seed: int = 0
     """Of the first trial; the others count on."""
     journal_every: int = 20
+    """Steps between rows of the journal, each the mean over those steps."""
     checkpoint_every: int = 1000
+    """Steps between checkpoints."""
     keep_checkpoints: int = 2
+    """Newest checkpoints to keep."""
 
     def __post_init__(self):
         _require(self.layout in LAYOUTS, f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")

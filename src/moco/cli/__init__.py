@@ -14,42 +14,42 @@ from typing import NoReturn
 from moco import __version__
 
 COMMANDS = {
-    "pretrain": (
-        "RECIPE --data IMAGES --out RUN",
-        "pre-train on unlabelled images, or go on with --resume RUN",
-    ),
+    "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
     "plan": (
         "IMAGES [--budget 6h]",
         "a recipe for your images, machine and time, with reasons",
     ),
-    "knn": ("RUN [--data IMAGES]", "kNN accuracy of a run's features"),
+    "pretrain": (
+        "RECIPE --data IMAGES --out RUN",
+        "pre-train on unlabelled images; also --from plan.toml --out RUN, and --resume RUN",
+    ),
+    "report": ("RUN [RUN ...]", "one page about a run, or several overlaid, to open in a browser"),
+    "knn": ("WEIGHTS [--data IMAGES]", "kNN accuracy of the features"),
     "linear": ("RUN [--data IMAGES]", "linear classification on frozen features"),
     "few-labels": ("RUN [--data IMAGES]", "accuracy with few labels, over repeated splits"),
     "finetune": ("RUN [--data IMAGES]", "train the whole network with labels"),
     "supervised": ("RUN [--data IMAGES]", "the supervised counterpart of a run"),
     "diagnose": ("RUN [--data IMAGES]", "how the features do, without labels"),
-    "verdict": ("RUN [--data IMAGES]", "was it worth it? all of the above, in one sentence"),
-    "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
-    "ablate": (
-        "STUDY --data IMAGES --out FOLDER",
-        "a study of the papers, or your own: a table and a figure",
+    "verdict": ("RUN [--data IMAGES]", "was it worth it? all of these, in one sentence"),
+    "export": (
+        "WEIGHTS --to LIBRARY",
+        "files for torchvision, timm, Hugging Face, ONNX, detectron2",
     ),
-    "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
+    "embed": ("WEIGHTS [--data IMAGES] [--to parquet|npy|csv]", "features of images as a table"),
+    "search": ("WEIGHTS IMAGE [--data IMAGES]", "the images most like one"),
+    "fit": (
+        "WEIGHTS LABELS.csv [--data IMAGES]",
+        "from a few labels to a class for every image, and what to label next",
+    ),
     "transfer": (
         "TASK --init RUN --data FOLDER --out RUN",
         "fine-tune on detection, segmentation, keypoints or dense pose; table RUN... compares starts",
     ),
-    "export": (
-        "RUN --to LIBRARY",
-        "weights for torchvision, timm, Hugging Face, ONNX, detectron2",
+    "ablate": (
+        "STUDY --data IMAGES --out FOLDER",
+        "a study of the papers, or your own: a table and a figure",
     ),
-    "report": ("RUN [RUN ...]", "one page about a run, or several overlaid, to open in a browser"),
-    "embed": ("RUN [--data IMAGES] [--to parquet|npy|csv]", "features of images as a table"),
-    "fit": (
-        "RUN LABELS.csv [--data IMAGES]",
-        "from a few labels to a class for every image, and what to label next",
-    ),
-    "search": ("RUN IMAGE [--data IMAGES]", "the images most like one"),
+    "pack": ("FOLDER --out SHARDS", "images as tar shards, for sets of many millions"),
     "recipes": ("[NAME]", "recipes and their values"),
     "completion": ("bash|zsh|fish", "completion of commands and flags for a shell"),
 }
@@ -87,7 +87,8 @@ def _help() -> str:
     commands = "".join(f"  moco {name} {takes}\n      {does}\n" for name, (takes, does) in COMMANDS.items())
     return (
         f"moco: Momentum Contrast for unsupervised visual representation learning\n\n{commands}\n"
-        "Each command has --help and --json. A first run needs no images:\n\n"
+        "WEIGHTS is a run, a backbone.safetensors, or a checkpoint of the released code, lightly or\n"
+        "solo-learn. Each command has --help and --json. A first run needs no images:\n\n"
         "  moco pretrain demo --out runs/demo"
     )
 

@@ -18,13 +18,14 @@ class Ablate:
     """Compare recipes: every cell of a study, with every seed. The same command again goes on."""
 
     study: tyro.conf.Positional[str]
-    """A study's name, or a Python file of yours with a function study(base) that returns a Study."""
+    """A study's name (`moco ablate` alone lists them), or a Python file with a function study(base) that
+    returns a Study."""
     data: str
     """Images, as for pretrain; their labels serve to measure kNN."""
     out: Path
     """The study's folder: run folders in cells/, and the table and the figure."""
     base: str = "cores"
-    """The recipe from which the cells differ: cores (a minute on one processor core), or any recipe's
+    """The recipe from which the cells differ: cores (minutes on one processor core), or any recipe's
     name; cifar is the released CIFAR-10 demo, v1 the paper."""
     epochs: int | None = None
     """Epochs of the base; None keeps its own."""

@@ -24,9 +24,13 @@ class Finetune:
     lr: float | None = None
     """Learning rate of a batch of 256."""
     epochs: int | None = None
+    """Passes over the labelled images."""
     batch: int | None = None
+    """Images per step."""
     weight_decay: float | None = None
+    """Of every parameter."""
     schedule: Literal["step", "cosine"] | None = None
+    """step: a tenth at the protocol's milestones; cosine: half a cosine to zero."""
     weights: str | None = None
     """Begin from these instead of the run's: untrained, another run, a backbone.safetensors, or
     torchvision/NAME:FILE or timm/NAME:FILE."""

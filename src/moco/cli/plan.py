@@ -19,7 +19,8 @@ class PlanCall:
     data: tyro.conf.Positional[str]
     """Images, as for pretrain."""
     budget: str | None = None
-    """Time for training, such as 6h, 30m or 1h30m; None takes 20 minutes on a CPU, 6 hours on a GPU."""
+    """Time for training, such as 6h, 30m or 1h30m; None takes 20 minutes on a CPU, 6 hours on a
+    GPU, 2 on an Apple GPU."""
     out: Path = Path("plan.toml")
     """The recipe file, for moco pretrain --from; an existing one is replaced."""
     device: str = "auto"

@@ -21,8 +21,8 @@ class Pretrain:
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str
-    """A folder of images, a .zip or .tar of one, a list or table of paths (.txt, .csv, .parquet), an
-    .npz or .npy file, a folder with CIFAR, hf:NAME, torchvision:NAME:FOLDER, procedural or digits."""
+    """A folder of images or shards, a .zip or .tar of one, a list or table of paths (.txt, .csv, .parquet),
+    an .npz or .npy file, a folder with CIFAR, hf:NAME, torchvision:NAME:FOLDER, procedural or digits."""
     out: Path
     """The run folder. An existing one is continued if it holds this very run, else refused."""
     quarantine: Path | None = None
@@ -47,7 +47,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run, from its newest whole checkpoint."""
+    """Go on with a run, from its newest whole checkpoint; the run's own command does so too."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""

@@ -25,6 +25,7 @@ class Supervised:
     lr: float = 0.1
     """Learning rate of a batch of 256; it falls to zero along half a cosine."""
     weight_decay: float = 1e-4
+    """Of every parameter."""
     batch: int | None = None
     """Images per step; as many as the run's when not given."""
     device: str = "auto"

@@ -22,18 +22,23 @@ class Augmentation:
     brightness: float = 0.4
     """Brightness is multiplied by a factor in 1 ± this; contrast and saturation likewise."""
     contrast: float = 0.4
+    """See brightness."""
     saturation: float = 0.4
+    """See brightness."""
     hue: float = 0.4
     """Hue is turned by up to this share of the colour circle, at most 0.5."""
     jitter_probability: float = 1.0
     """Probability of the four colour changes, which come in random order."""
     grayscale_probability: float = 0.2
+    """Probability that a view loses its colour."""
     grayscale_first: bool = True
     """Take the colour away before the colour changes (v1) or after them (v2)."""
     blur_probability: float = 0.0
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Least and greatest standard deviation of the Gaussian blur, pixels of the view."""
     flip_probability: float = 0.5
+    """Probability that a view is mirrored left to right."""
     range: tuple[float, float] | None = None
     """Pixel values that become 0 and 1; None: 0 to 255 for 8 bits, for deeper images measured."""
     mean: tuple[float, ...] | None = IMAGENET_MEAN

@@ -29,7 +29,7 @@ STUDIES: dict[str, Callable[..., Study]] = {
 
 
 def cores() -> Recipe:
-    """The base of studies on processor cores: about a minute on one, on 10,000 small images.
+    """The base of studies on processor cores: minutes on one, on 10,000 small images.
 
     docs/reproduction.md says what it costs in accuracy. It is `cpu` with a quarter of the pixels after
     the first convolution, batches of 128 in eight batch-normalisation groups (as many as the paper's
