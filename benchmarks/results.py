@@ -198,7 +198,10 @@ def labelling(values: dict[str, Any]) -> str:
         mean, _, high = row[name]
         return f"{mean:.1f} ± {high - mean:.1f} ({row[f'{name}_overconfidence']:+.1f})"
 
-    lines = ["| labels | asked for by `moco fit` | random | gain |", "|---|---|---|---|"]
+    lines = [
+        "| labels | % right, images `moco fit` asked for | % right, random images | gain |",
+        "|---|---|---|---|",
+    ]
     for row in values["label_rounds"]:
         mean, low, high = row["gain"]
         gain = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if mean else ""

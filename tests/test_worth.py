@@ -53,6 +53,26 @@ def test_linear_classification(run, capsys, kind):
     assert "untrained network: linear classification" in capsys.readouterr().out
 
 
+def test_weights_of_a_file_are_measured_as_a_run_s(run, capsys):
+    file, images = run / "backbone.safetensors", run.parent / "images.npz"
+    words = "linear", "--kind", "logistic", "--data", images
+    assert json_of(capsys, *words, file)["top1"] == json_of(capsys, *words, run)["top1"]
+    assert (
+        json_of(capsys, "linear", file, "--kind", "paper", "--epochs", 1, "--data", images)["start"]
+        == file.name
+    )
+    net, state = load_backbone(file), {}
+    for name, value in net.state_dict().items():
+        state[f"module.encoder_q.{name}"] = value
+    torch.save({"state_dict": state, "arch": "resnet10"}, run.parent / "released.pth.tar")
+    assert 0 <= json_of(capsys, "linear", run.parent / "released.pth.tar", *words[1:])["top1"] <= 100
+    call("linear", file, expect=2)
+    assert "does not say on which images it was trained; give --data" in capsys.readouterr().err
+    for command in "verdict", "supervised":
+        call(command, file, "--data", images, expect=2)
+        assert "holds no run" in capsys.readouterr().err
+
+
 def test_few_labels(run, capsys):
     found = json_of(capsys, "few-labels", run, "--per-class", 1, 3, "--share", 0.5, "--repeats", 2)
     assert [row["amount"] for row in found["curve"]] == ["1 per class", "3 per class", "50 %"]

@@ -16,20 +16,21 @@ from moco.evaluate.features import Features, calibrate, extract
 from moco.evaluate.finetune import Classifier
 from moco.export.backbone import backbone_metadata, load_backbone
 from moco.images import Data, Portion, portions
-from moco.launch import choose_device, open_data, trained_encoder
+from moco.launch import choose_device, open_data
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
 from moco.run_folder import read_run
+from moco.weights import open_weights
 
 _CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A run and the labelled images its features are measured on.
+    """A run, or weights from elsewhere, and the labelled images its features are measured on.
 
     Attributes:
-        out: the run folder.
+        out: the run folder, or the file.
         values: its recipe.
         spec: what the images were called.
         data: the images.
@@ -50,12 +51,15 @@ class Setting:
     device: torch.device
 
 
-def open_setting(out: str | Path, data: str | None = None, *, device: str = "auto") -> Setting:
-    """Read a run and labelled images.
+def open_setting(
+    out: str | Path, data: str | None = None, *, device: str = "auto", run_only: bool = False
+) -> Setting:
+    """Read a run, or weights from elsewhere, and labelled images.
 
     Args:
-        out: the run folder.
+        out: the run folder, or a file that `open_weights` takes.
         data: labelled images, as for `pretrain`; None takes the run's own.
+        run_only: files are refused.
         device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
@@ -63,13 +67,18 @@ def open_setting(out: str | Path, data: str | None = None, *, device: str = "aut
         ValueError: if labels are missing, there is only one class, or the images have other channels.
     """
     out, where = Path(out), choose_device(device)
-    values, run = read_run(out)
-    spec = data if data is not None else run["data"]
+    if run_only or not out.is_file():
+        values, run = read_run(out)
+    else:
+        weights = open_weights(out)
+        values, run = weights.values, {"channels": weights.about["channels"]}
+    spec = data if data is not None else run.get("data")
+    if spec is None:
+        raise ValueError(f"{out} does not say on which images it was trained; give --data")
     images = open_data(spec)
     if images.train.channels != run["channels"]:
         raise ValueError(
-            f"the run in {out} takes images of {run['channels']} channels, those of {spec} have "
-            f"{images.train.channels}"
+            f"{out} takes images of {run['channels']} channels, those of {spec} have {images.train.channels}"
         )
     for source in (images.train, *(() if images.test is None else (images.test,))):
         if source.labels is None:
@@ -133,9 +142,10 @@ def feature_length(trunk: nn.Module, channels: int, values: Recipe) -> int:
 
 
 def trained_start(setting: Setting) -> Start:
-    """The run's own query encoder."""
-    encoder = trained_encoder(setting.out, setting.device)
-    return Start("momentum contrast", encoder, setting.values, trained=True)
+    """The run's own query encoder, or the weights of a file."""
+    weights = open_weights(setting.out, setting.device)
+    name = "momentum contrast" if setting.out.is_dir() else setting.out.name
+    return Start(name, weights.encoder, setting.values, trained=True, head=weights.has_head)
 
 
 def untrained_start(setting: Setting) -> Start:

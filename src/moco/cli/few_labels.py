@@ -15,7 +15,7 @@ class FewLabels:
     """Accuracy with 1, 5, 10 and 50 labels per class, and with 1 and 10 % of all."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
     per_class: tuple[int, ...] = (1, 5, 10, 50)

@@ -16,7 +16,7 @@ class Finetune:
     """Train trunk and classifier end to end; values that are not given are those of the protocol."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
     protocol: Literal["imagenet", "inaturalist", "supervised"] = "imagenet"

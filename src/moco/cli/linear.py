@@ -16,7 +16,7 @@ class Linear:
     """Linear classification on the frozen trunk's features."""
 
     run: tyro.conf.Positional[Path]
-    """The run folder."""
+    """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
     kind: Literal["paper", "grid", "logistic"] = "grid"

@@ -40,7 +40,7 @@ def run(words: list[str]) -> int:
     from moco.assess import counterpart, supervised
     from moco.starts import open_setting
 
-    setting = open_setting(call.run, call.data, device=call.device)
+    setting = open_setting(call.run, call.data, device=call.device, run_only=True)
     protocol = counterpart(
         setting, lr=call.lr, weight_decay=call.weight_decay, epochs=call.epochs, batch=call.batch
     )

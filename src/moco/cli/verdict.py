@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     from moco.starts import open_setting
     from moco.worth import verdict
 
-    setting = open_setting(call.run, call.data, device=call.device)
+    setting = open_setting(call.run, call.data, device=call.device, run_only=True)
     result = verdict(
         setting,
         others=call.against,
