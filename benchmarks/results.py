@@ -73,6 +73,8 @@ def table(name: str) -> str:
         return verdict(values)
     if "single_steps" in values:
         return steps(values)
+    if "row" in values:
+        return planned(values)
     if "label_rounds" in values:
         return labelling(values)
     knn, count = values["knn"], len(values["seeds"])
@@ -189,6 +191,15 @@ def steps(values: dict[str, Any]) -> str:
         worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
     return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])
+
+
+def planned(values: dict[str, Any]) -> str:
+    """What planned recipes and v2's values gave, by the number of images."""
+    lines = ["| CIFAR-10 images | planned | v2's values | untrained | raw pixels |", "|---|---|---|---|---|"]
+    for row in values["row"]:
+        cells = " | ".join(f"{row[name]:.1f}" for name in ("planned", "v2", "untrained", "raw_pixels"))
+        lines.append(f"| {row['images']:,} | {cells} |")
+    return "\n".join([*lines, "", f"{values['what']}; {values['row'][0]['seen']:,} images seen by each."])
 
 
 def labelling(values: dict[str, Any]) -> str:
