@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from moco.data.decode import Unreadable, decode
+from moco.data.decode import decode
 from moco.data.form import Form
 from moco.data.header import FIRST, sniff, sniff_many
 from moco.data.reading import Reading
+from moco.data.unreadable import Unreadable
 from moco.export.backbone import load_backbone
 from moco.training.checkpoint import Checkpoints
 

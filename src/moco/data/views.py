@@ -98,9 +98,14 @@ class Views:
         colour.blur(images, parameters.sigma, parameters.blur)
         return self.normalise(images)
 
-    def unit(self, images: Tensor) -> Tensor:
-        """Pixels of any type as floats in which `range` is 0 to 1; values beyond it stay beyond."""
-        low, high = self.augmentation.range or (0, FULL[images.dtype])
+    def unit(self, images: Tensor, kind: torch.dtype | None = None) -> Tensor:
+        """Pixels as floats in which `range` is 0 to 1; values beyond it stay beyond.
+
+        Args:
+            images: pixels of any type.
+            kind: the type they had before they were resized, if that was another.
+        """
+        low, high = self.augmentation.range or (0, FULL[kind or images.dtype])
         values = images.to(torch.float32, copy=True)
         return (values.sub_(low) if low else values).mul_(1 / (high - low))
 
