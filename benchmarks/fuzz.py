@@ -21,6 +21,7 @@ from PIL import Image
 from moco.data.augmentation import Augmentation
 from moco.data.doctor import look
 from moco.data.encoded import FolderSource
+from moco.data.header import sniff
 from moco.data.loader import Loader
 from moco.data.views import Views
 
@@ -104,7 +105,7 @@ def main() -> None:
             readable += not look(source, i).reason
             longest = max(longest, time.perf_counter() - start)
             if peak() > before + 8:
-                raised[f"{source.sample_name(i)} {source.index.header(i)}"] = peak()
+                raised[f"{source.sample_name(i)} {sniff(source.content(i))}"] = peak()
         looked = peak()
         views = Views(Augmentation(size=32, mean=(0.5,) * source.channels, std=(0.2,) * source.channels))
         sound = next(i for i in range(len(source)) if not look(source, i).reason)

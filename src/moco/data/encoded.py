@@ -150,7 +150,7 @@ class FolderSource(EncodedSource):
             raise FileNotFoundError(
                 f"no image in {root} (looked for {', '.join(EXTENSIONS)} at any depth{skipped})"
             )
-        self.take_form(form or common_form(self.index.forms(), self.reading))
+        self.take_form(form or common_form(self.index.forms, self.reading))
         self.classes, self.labels = list(classes), None
         tops = [folder.partition("/")[0] for folder in self.index.folders]
         if "" not in tops and (classes or len(set(tops)) > 1):
