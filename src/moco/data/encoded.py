@@ -59,7 +59,7 @@ class EncodedSource(Source):
         return Opened(content, check(content, name, self.reading))
 
     def room(self, opened: Opened, factor: int = 1) -> AbstractContextManager[None]:
-        """Memory for decoding an opened image and using its pixels; large images wait for it."""
+        """Memory for decoding an opened image and using its pixels; it is waited for."""
         most = need(opened.content, opened.header, self.form, factor).most
         return ROOM.take(min(most, self.reading.max_memory), self.reading.max_memory)
 

@@ -84,7 +84,7 @@ def coefficients(content: bytes) -> int:
 
 
 class Room:
-    """Room for large images, which take turns; small ones, up to a quarter of the limit, do not wait."""
+    """Room for images that threads decode: those that find none wait."""
 
     def __init__(self) -> None:
         self._condition, self._taken = threading.Condition(), 0
@@ -92,9 +92,6 @@ class Room:
     @contextmanager
     def take(self, amount: int, limit: int) -> Iterator[None]:
         """Hold so many bytes while no more than the limit are held; an image alone never waits."""
-        if amount <= limit // 4:
-            yield
-            return
         with self._condition:
             self._condition.wait_for(lambda: not self._taken or self._taken + amount <= limit)
             self._taken += amount
