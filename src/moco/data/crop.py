@@ -71,7 +71,9 @@ def resize(image: Shaped[Tensor, "channels H W"], height: int, width: int) -> Sh
     if tuple(image.shape[1:]) == (height, width):
         return image if image.dtype == torch.uint8 else image.float()
     if image.dtype == torch.uint8:
-        return interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+        decoded = image.stride(0) == 1 and image.shape[0] == 3  # colours side by side
+        batch = image[None].contiguous(memory_format=torch.channels_last) if decoded else image[None]
+        return interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
     return resize_float(image, height, width)
 
 

@@ -65,7 +65,7 @@ def crop_batches(
 
 
 def _crop(source: Source, views: Views, index: int, parameters: Parameters, row: int) -> Tensor:
-    own = Parameters(*(getattr(parameters, name)[row : row + 1] for name in Parameters.__dataclass_fields__))
+    own = parameters.take(slice(row, row + 1))
     size = views.augmentation.size
     with looking(source, index) as image:
         height, width = (torch.tensor([extent]) for extent in image.shape[1:])

@@ -134,12 +134,7 @@ class Crops:
         heights, widths = torch.tensor(extents).view(-1, 2).unbind(1)
         chosen = torch.from_numpy(rows)
         return torch.stack(
-            [
-                self.views.boxes(
-                    Parameters(*(getattr(parameters, name)[chosen] for name in _FIELDS)), heights, widths
-                )
-                for parameters in self.parameters
-            ]
+            [self.views.boxes(parameters.take(chosen), heights, widths) for parameters in self.parameters]
         )
 
     def _crop(self, row: int, image: Tensor, boxes: Tensor, down: float, across: float) -> None:
@@ -186,6 +181,3 @@ def _shrink(kind: str, boxes: Tensor, size: int) -> int:
         return 1
     smallest = int(boxes[:, 2:].min())
     return next((factor for factor in (8, 4, 2) if smallest >= factor * size), 1)
-
-
-_FIELDS = tuple(Parameters.__dataclass_fields__)
