@@ -2,7 +2,8 @@
 
     python benchmarks/fuzz.py --files 10000
 
-Prints how many could be read, the longest time of one file, and the peak of memory.
+Prints how many could be read, the longest time of one file, the peak of memory beside that of the
+imports alone, and which files raised it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from PIL import Image
 from moco.data.augmentation import Augmentation
 from moco.data.doctor import look
 from moco.data.encoded import FolderSource
+from moco.data.header import sniff
 from moco.data.loader import Loader
 from moco.data.views import Views
 
@@ -76,6 +78,11 @@ class Mostly(Loader):
         return self.sound
 
 
+def peak() -> int:
+    """Most memory this process had, MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
 def main() -> None:
     """Make the files and take them through."""
     parser = argparse.ArgumentParser()
@@ -91,11 +98,15 @@ def main() -> None:
         begin = time.perf_counter()
         source = FolderSource(Path(folder))
         indexed = time.perf_counter() - begin
-        longest, readable = 0.0, 0
+        longest, readable, imports = 0.0, 0, peak()
+        raised: dict[str, int] = {}
         for i in range(len(source)):
-            start = time.perf_counter()
+            start, before = time.perf_counter(), peak()
             readable += not look(source, i).reason
             longest = max(longest, time.perf_counter() - start)
+            if peak() > before + 8:
+                raised[f"{source.sample_name(i)} {sniff(source.content(i))}"] = peak()
+        looked = peak()
         views = Views(Augmentation(size=32, mean=(0.5,) * source.channels, std=(0.2,) * source.channels))
         sound = next(i for i in range(len(source)) if not look(source, i).reason)
         loader = Mostly(source, views, 50)
@@ -104,7 +115,8 @@ def main() -> None:
     result = {
         "files": len(source), "readable": readable, "unreadable met by the loader": met,
         "index, s": round(indexed, 2), "longest file, s": round(longest, 2),
-        "peak memory, MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "memory of the imports and the index, MB": imports, "peak of the doctor, MB": looked,
+        "peak memory, MB": peak(), "raised by": raised,
     }  # fmt: skip
     print(json.dumps(result, indent=1))
 

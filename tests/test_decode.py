@@ -11,10 +11,11 @@ import torch
 from PIL import Image, ImageOps
 
 from moco.data import decode as module
-from moco.data.decode import Unreadable, decode
+from moco.data.decode import decode
 from moco.data.form import Form, common_form
 from moco.data.header import sniff
 from moco.data.reading import Reading
+from moco.data.unreadable import Unreadable
 
 RGB8, GREY8, GREY16, RGB16 = Form(), Form(1), Form(1, torch.uint16), Form(3, torch.uint16)
 FLOAT = Form(1, torch.float32)
@@ -226,6 +227,7 @@ def test_colour_becomes_grey_where_one_channel_is_asked_for():
         ({"alpha": "mix"}, "reading.alpha must be one of composite, drop, keep, got 'mix'"),
         ({"background": 2.0}, r"reading.background must be in \[0, 1\], got 2.0"),
         ({"max_pixels": 0}, "reading.max_pixels must be at least 1 pixel, got 0"),
+        ({"max_memory": 0}, "reading.max_memory must be at least 1 byte, got 0"),
         ({"budget": 1.5}, r"reading.budget must be a share of the images in \[0, 1\], got 1.5"),
     ],
 )

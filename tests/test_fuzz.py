@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from moco.data.decode import Unreadable, decode
+from moco.data.decode import decode
 from moco.data.form import Form
-from moco.data.header import FIRST, sniff, sniff_many
 from moco.data.reading import Reading
+from moco.data.unreadable import Unreadable
 from moco.export.backbone import load_backbone
 from moco.training.checkpoint import Checkpoints
 
@@ -42,22 +42,6 @@ def test_mutants_are_decoded_or_refused_and_never_anything_else(mutants):
         assert time.perf_counter() - begin < 20
     assert 20 < readable < MUTANTS
     assert "" not in reasons
-
-
-def test_headers_read_in_bulk_are_those_read_one_by_one(mutants):
-    first = np.zeros((len(mutants), FIRST), np.uint8)
-    lengths = np.array([min(len(content), FIRST) for content in mutants])
-    for row, content, length in zip(first, mutants, lengths, strict=True):
-        row[:length] = np.frombuffer(content[:length], np.uint8)
-    known, values = sniff_many(first, lengths)
-    assert known[:4].all()
-    for content, length, sure, row in zip(mutants, lengths, known, values, strict=True):
-        header = sniff(content[:length])
-        if sure:
-            assert header is not None
-            assert header[1:6] == tuple(row[1:])
-        elif header is not None:
-            assert header.format in ("TIFF", "WEBP", "PNM", "BMP", "JPEG")
 
 
 class Bomb:

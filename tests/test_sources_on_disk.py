@@ -1,6 +1,7 @@
 """Lists, tables, archives, Hugging Face sets and the index: the same images however they are stored."""
 
 import csv
+import io
 import os
 import tarfile
 import zipfile
@@ -17,7 +18,7 @@ from moco.data.encoded import FolderSource
 from moco.data.index import open_index
 from moco.data.open import locate, open_source
 from moco.data.procedural import procedural
-from moco.data.scan import Folder, scan
+from moco.data.scan import scan
 
 PIXELS = procedural(12, size=16).pixels
 
@@ -202,9 +203,6 @@ def test_the_index_is_kept_and_follows_changes(folder, tmp_path, monkeypatch):
     root = many(folder, tmp_path)
     first = open_index(root)
     assert [first.path(i) for i in range(len(first))] == slow_paths(root)
-    header = first.header(7)
-    assert (header.format, header.width, header.height, header.channels) == ("PNG", 16, 16, 3)
-    assert first.records["size"][7] == (root / first.path(7)).stat().st_size
 
     def refuse(*_):
         raise AssertionError("scanned again")
@@ -214,36 +212,63 @@ def test_the_index_is_kept_and_follows_changes(folder, tmp_path, monkeypatch):
         again = open_index(root)
     assert isinstance(again.names, np.memmap)
     assert again.fingerprint() == first.fingerprint()
-    assert again.forms() == first.forms() == {(3, 8, False): 240}
+    assert again.forms == first.forms == {(3, 8, False): 240}
 
     (root / "f2" / "deep" / "000.png").unlink()
     (root / "f3" / "deep" / "new.png").write_bytes((root / "f1" / "deep" / "001.png").read_bytes())
     (root / "f9").mkdir()
     (root / "f9" / "x.png").write_bytes(b"")
-    read = []
-    headers = scan_module._headers
-    monkeypatch.setattr(scan_module, "_headers", lambda at, task: read.append(task[0]) or headers(at, task))
     changed = open_index(root)
     assert [changed.path(i) for i in range(len(changed))] == slow_paths(root)
-    assert sorted(read) == ["f2/deep", "f3/deep", "f9"]
-    assert changed.header(len(changed) - 1) is None
+    assert changed.forms == {(3, 8, False): 240}  # one is empty
+    assert changed.fingerprint() != first.fingerprint()
     for file in (tmp_path / "cache" / "moco").iterdir():
         file.write_bytes(file.read_bytes()[:-5])
     assert open_index(root).fingerprint() == changed.fingerprint()
 
 
-def test_other_processes_read_the_same_headers(folder, tmp_path, monkeypatch):
+def test_of_many_files_some_say_what_form_all_have(folder, tmp_path, monkeypatch):
+    root = many(folder, tmp_path)
+    (root / "f2" / "deep" / "005.png").write_bytes(b"")
+    read = []
+    headers = scan_module._header
+    monkeypatch.setattr(scan_module, "_header", lambda path: read.append(path) or headers(path))
+    whole = open_index(root)
+    assert [os.path.relpath(path, root) for path in read] == slow_paths(root)
+    assert whole.forms == {(3, 8, False): 239}
+    read.clear()
+    monkeypatch.setattr(index_module, "HEADERS", 24)
+    some = open_index(root)
+    assert [slow_paths(root).index(os.path.relpath(path, root)) for path in read] == [
+        *np.linspace(0, 239, 24).astype(int)
+    ]
+    assert some.forms == {(3, 8, False): 24}
+    larger = root / some.path(239)
+    larger.write_bytes(larger.read_bytes() + b"more")
+    assert open_index(root).fingerprint() != some.fingerprint()
+
+
+def test_no_file_is_opened_or_asked_for_by_a_scan(folder, tmp_path, monkeypatch):
     root = many(folder, tmp_path, 4, 12)
-    alone = scan(str(root), False, {})
-    monkeypatch.setattr(scan_module, "_FEW", 2)
-    monkeypatch.setattr(scan_module, "_CHUNK", 5)
+    monkeypatch.setattr(os, "open", None)
+    asked = []
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **how: asked.append(path) or stat(path, **how))
     counts: list[int] = []
-    shared = scan(str(root), False, {}, counts.append)
-    assert counts[-1] == 48
-    for a, b in zip(alone, shared, strict=True):
-        assert isinstance(a, Folder)
-        assert (a.path, a.names, a.skipped) == (b.path, b.names, b.skipped)
-        assert np.array_equal(a.records, b.records)
+    found = scan(str(root), False, counts.append)
+    assert counts[-1] == sum(len(f.ends) for f in found) == 48
+    assert len(asked) == len(found) == 9  # folders
+
+
+def test_names_in_any_encoding_are_found_and_read(tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(content, "PNG")
+    names = [b"\xff\xfe.png", "ä ö.PNG".encode(), b"z.png", b"Z.png", "\u65e5.png".encode()]
+    for name in names:
+        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(content.getvalue())
+    source = FolderSource(tmp_path)
+    assert [os.fsencode(source.sample_name(i)) for i in range(5)] == sorted(names)
+    assert all(source.read(i).shape == (3, 9, 9) for i in range(5))
 
 
 def test_pipes_and_vanished_files_do_not_hang_the_scan(tmp_path):

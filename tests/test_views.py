@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional as reference
 
 from moco.data import colour
 from moco.data.augmentation import SMALL, V1, V2, Augmentation
-from moco.data.crop import ATTEMPTS, crop_boxes
+from moco.data.crop import ATTEMPTS, crop_boxes, resize
 from moco.data.views import Views
 
 
@@ -65,6 +65,61 @@ def test_jitter_takes_each_image_in_its_own_order():
                 expected = adjust(expected, p.factors[row, number].item())
         torch.testing.assert_close(ours[row], expected, atol=1e-5, rtol=0)
     assert 0 < p.jitter.sum() < 32
+
+
+def test_hue_of_any_turn_is_torchvisions_for_every_kind_of_pixel():
+    """Grey, two equal channels, full saturation; turns beyond a sixth of the circle take the longer way."""
+    levels = torch.tensor([0.0, 0.25, 0.25, 0.6, 1.0])
+    x = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 5, 25)
+    turns = [-0.5, -0.4, -1 / 3, -1 / 6, -0.1, 0.0, 0.1, 1 / 6, 0.2, 1 / 3, 0.5]
+    expected = torch.cat([reference.adjust_hue(x, turn) for turn in turns])
+    ours = colour.hue(x.repeat(len(turns), 1, 1, 1), torch.tensor(turns))
+    torch.testing.assert_close(ours, expected, atol=3e-6, rtol=0)
+    for row, turn in enumerate(turns):
+        torch.testing.assert_close(
+            colour.hue(x.clone(), torch.tensor([turn]))[0], expected[row], atol=3e-6, rtol=0
+        )
+
+
+@pytest.mark.parametrize("settings", [V1, V2])
+@pytest.mark.parametrize(("channels", "size"), [(3, 40), (3, 45), (1, 40)])
+def test_images_changed_one_at_a_time_are_those_changed_together(settings, channels, size, monkeypatch):
+    mean = (0.4,) * channels
+    views = Views(dataclasses.replace(settings, size=size, mean=mean, std=mean, blur_probability=0.5))
+    x = images(32, size, size, channels)
+    p = views.draw(3, 1, np.arange(32), 0)
+    together = views.photometry(x.clone(), p)
+    monkeypatch.setattr(colour, "_LARGE", 1)
+    assert colour.alone(x)
+    one_by_one = views.photometry(x.clone(), p)
+    torch.testing.assert_close(one_by_one, together, atol=3e-5, rtol=0)
+    assert one_by_one.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (50, 33), (7, 100), (1, 1)])
+def test_blur_by_blocks_is_blur_by_whole_matrices(shape, monkeypatch):
+    x = torch.rand(6, 3, *shape)
+    sigma = torch.tensor([0.1, 0.3, 0.9, 1.5, 2.0, 4.0])
+    chosen = torch.ones(6, dtype=torch.bool)
+    ours, expected = x.clone(), x.clone()
+    for row in range(6):  # each with its own reach
+        colour.blur(expected[row : row + 1], sigma[row : row + 1], chosen[:1])
+    monkeypatch.setattr(colour, "_LARGE", 1)
+    colour.blur(ours, sigma, chosen)
+    torch.testing.assert_close(ours, expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_eight_bit_images_are_resized_as_torchvision_does(inside):
+    """Decoded images have their colours side by side in memory; parts of them are not contiguous."""
+    x = torch.randint(0, 256, (60, 70, 3), dtype=torch.uint8).permute(2, 0, 1)
+    box = (3, 5, 41, 57)
+    part = x[:, 3:44, 5:62] if inside else x[:, 3:44, 5:62].contiguous()
+    expected = reference.resized_crop(x, *box, [32, 24], antialias=True)
+    difference = (resize(part, 32, 24).int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.01
+    assert torch.equal(resize(part, 41, 57), part)
 
 
 def test_blur_is_gaussian():

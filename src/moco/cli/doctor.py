@@ -128,7 +128,8 @@ def _print(result: dict[str, Any]) -> None:
 def _general(reason: str) -> str:
     """A reason without what is particular to one file."""
     words = {"no image of a known format": "no image, or cut off in its header",
-             "reading.max_pixels": "too large (--reading.max-pixels)", "truncated": "truncated"}  # fmt: skip
+             "reading.max_pixels": "too large (--reading.max-pixels)", "truncated": "truncated",
+             "reading.max_memory": "too large (--reading.max-memory)"}  # fmt: skip
     return next((general for part, general in words.items() if part in reason), reason[:70])
 
 

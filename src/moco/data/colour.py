@@ -3,6 +3,8 @@
 Parameters stay on the CPU, where choosing rows by them makes no device wait. Every operation equals
 torchvision's of the same name on float tensors. Images of one or more than
 three channels have no hue and no saturation; brightness and contrast apply to them as they are.
+
+On CPUs large images are changed one at a time, in place, so that all operations find them in the cache.
 """
 
 import math
@@ -12,6 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+_LARGE = 1 << 15  # values of an image
+_BLOCK = 32  # output rows of a product
+
+
+def alone(images: Tensor) -> bool:
+    """Whether these images are better changed one at a time."""
+    return images.device.type == "cpu" and images[0].numel() >= _LARGE
 
 
 def jitter(
@@ -28,8 +37,14 @@ def jitter(
         order: which of `OPERATIONS` comes first, second, third and fourth.
         chosen: images to change.
     """
+    operations = brightness, contrast, saturation, hue
+    if len(images) == 1 or alone(images):
+        for row in chosen.nonzero().flatten().tolist():
+            for number in order[row].tolist():
+                operations[number](images[row : row + 1], factors[row : row + 1, number].to(images.device))
+        return
     for place in range(len(OPERATIONS)):
-        for number, operation in enumerate((brightness, contrast, saturation, hue)):
+        for number, operation in enumerate(operations):
             rows = (chosen & (order[:, place] == number)).nonzero().flatten()
             if len(rows):
                 here, factor = rows.to(images.device), factors[rows, number].to(images.device)
@@ -37,13 +52,15 @@ def jitter(
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiply by the factor."""
-    return (images * factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+    """Multiply by the factor, in place, as all four operations do."""
+    return images.mul_(factor.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Move away from (or towards, below 1) the image's mean grey."""
-    return _blend(images, luma(images).mean((1, 2, 3), keepdim=True), factor)
+    means = images.mean((2, 3), keepdim=True)
+    grey = luma(means) if images.shape[1] == 3 else means.mean(1, keepdim=True)
+    return _blend(images, grey, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -52,24 +69,30 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the hue by a share of the colour circle; value and saturation of each pixel stay."""
+    """Turn the hue by a share of the colour circle; value and saturation of each pixel stay.
+
+    With the least channel m taken away, and in units of the chroma C, a pixel of hue h sixths has in the
+    channel whose own hue is h_c the value clamp(2 - |h - h_c|, 0, 1), and |h - h_c| is
+    1 + (sum of the channels) - 2 (this channel), signed like the next channel less the one after it. So
+    turned pixels are m + clamp(2C - |C (h - h_c) + C turn|, 0, C): no division, and no case by case.
+    """
     if images.shape[1] != 3:
         return images
-    red, green, blue = images.unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    per_chroma = 1 / torch.where(chroma == 0, 1, chroma)
-    sixth = torch.where(
-        value == red,
-        (green - blue) * per_chroma,
-        torch.where(value == green, (blue - red) * per_chroma + 2, (red - green) * per_chroma + 4),
-    )
-    sixth += 6 * shift.view(-1, 1, 1)
-    result = torch.empty_like(images)
-    for channel, offset in enumerate((5, 3, 1)):
-        phase = torch.remainder(sixth + offset, 6)
-        result[:, channel] = value - chroma * torch.minimum(phase, 4 - phase).clamp_(0, 1)
-    return result
+    turn = 6 * shift.view(-1, 1, 1, 1)
+    red, green, blue = images.split(1, 1)
+    least = torch.minimum(red, green)
+    torch.minimum(least, blue, out=least)
+    chroma = torch.maximum(red, green)
+    torch.maximum(chroma, blue, out=chroma).sub_(least)
+    side = torch.cat([green - blue, blue - red, red - green], 1)
+    images.sub_(least)
+    total = (red + green).add_(blue).add_(chroma)
+    angle = torch.sub(total, images, alpha=2)
+    angle = torch.copysign(angle.clamp_(min=0), side, out=angle).add_(turn * chroma).abs_()
+    if shift.device.type != "cpu" or float(shift.abs().max()) > 1 / 6:  # else |h - h_c| > 3 is 0 both ways
+        angle = torch.minimum(angle, 6 * chroma - angle, out=angle)
+    torch.sub(2 * chroma, angle, out=images)
+    return torch.minimum(images.clamp_(min=0), chroma, out=images).add_(least)
 
 
 def luma(images: Tensor) -> Tensor:
@@ -82,8 +105,14 @@ def luma(images: Tensor) -> Tensor:
 
 def grayscale(images: Float[Tensor, "N channels H W"], chosen: Bool[Tensor, " N"]) -> None:
     """Give the chosen RGB images three equal channels, in place."""
+    if images.shape[1] != 3:
+        return
+    if len(images) == 1 or alone(images):
+        for row in chosen.nonzero().flatten().tolist():
+            images[row] = luma(images[row : row + 1])[0]
+        return
     rows = chosen.nonzero().flatten().to(images.device)
-    if len(rows) and images.shape[1] == 3:
+    if len(rows):
         images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
 
 
@@ -98,11 +127,40 @@ def blur(
         chosen: images to blur.
     """
     rows = chosen.nonzero().flatten()
-    if len(rows):
+    if alone(images):
+        for row in rows.tolist():
+            _blur_one(images[row], float(sigma[row]))
+    elif len(rows):
         down = _gaussian(sigma[rows], images.shape[2])[:, None].to(images.device)
         across = _gaussian(sigma[rows], images.shape[3])[:, None].to(images.device)
         rows = rows.to(images.device)
         images[rows] = torch.matmul(torch.matmul(down, images[rows]), across.transpose(2, 3))
+
+
+def _blur_one(image: Tensor, sigma: float) -> None:
+    """Blur one image: each block of rows, then of columns, is a product with what the kernel reaches."""
+    channels, height, width = image.shape
+    reach = int(4 * sigma)
+    if not reach:
+        return
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
+    band = torch.zeros(_BLOCK, _BLOCK + 2 * reach)
+    band.as_strided((_BLOCK, len(kernel)), (band.shape[1] + 1, 1)).copy_(kernel / kernel.sum())
+    padded = image.new_empty(channels, height + 2 * reach, width)
+    padded[:, reach:-reach] = image
+    padded[:, :reach], padded[:, -reach:] = image[:, :1], image[:, -1:]
+    across = image.new_empty(channels, height, width + 2 * reach)
+    for top in range(0, height, _BLOCK):
+        rows = min(_BLOCK, height - top)
+        part = padded[:, top : top + rows + 2 * reach]
+        across[:, top : top + rows, reach:-reach] = torch.matmul(band[:rows, : part.shape[1]], part)
+    across[:, :, :reach] = across[:, :, reach : reach + 1]
+    across[:, :, -reach:] = across[:, :, -reach - 1 : -reach]
+    down = band.T.contiguous()
+    for left in range(0, width, _BLOCK):
+        columns = min(_BLOCK, width - left)
+        part = across[:, :, left : left + columns + 2 * reach]
+        image[:, :, left : left + columns] = torch.matmul(part, down[: part.shape[2], :columns])
 
 
 def _gaussian(sigma: Tensor, extent: int) -> Tensor:
@@ -119,4 +177,5 @@ def _gaussian(sigma: Tensor, extent: int) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(other.expand_as(images), images, factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+    factor = factor.view(-1, 1, 1, 1)
+    return images.mul_(factor).add_(other * (1 - factor)).clamp_(0, 1)

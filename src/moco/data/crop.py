@@ -7,11 +7,13 @@ Boxes are those of torchvision's `RandomResizedCrop`; pixels are those of its bi
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 ATTEMPTS = 10
 DRAWS = 4 * ATTEMPTS  # area, ratio, top and left of each attempt
+_STRIP = 1 << 20  # pixels
 
 
 def crop_boxes(
@@ -57,6 +59,36 @@ def _central_boxes(heights: Tensor, widths: Tensor, ratio: tuple[float, float]) 
     top = torch.div(heights - height, 2, rounding_mode="floor")
     left = torch.div(widths - width, 2, rounding_mode="floor")
     return torch.cat([top, left, height, width], dim=1)
+
+
+def resize(image: Shaped[Tensor, "channels H W"], height: int, width: int) -> Shaped[Tensor, "channels h w"]:
+    """Antialiased bilinear interpolation: torchvision's `resize`, without a copy of a large image.
+
+    Args:
+        image: any values; 8-bit ones stay 8-bit, others become float.
+        height, width: of the result, pixels.
+    """
+    if tuple(image.shape[1:]) == (height, width):
+        return image if image.dtype == torch.uint8 else image.float()
+    if image.dtype == torch.uint8:
+        decoded = image.stride(0) == 1 and image.shape[0] == 3  # colours side by side
+        batch = image[None].contiguous(memory_format=torch.channels_last) if decoded else image[None]
+        return interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
+    return resize_float(image, height, width)
+
+
+def resize_float(
+    image: Shaped[Tensor, "channels H W"], height: int, width: int
+) -> Float[Tensor, "channels h w"]:
+    """`resize` in floating point, of any image: across by strips of rows, then down."""
+    across = torch.empty(1, len(image), image.shape[1], width)
+    rows = max(1, _STRIP // image.shape[2])
+    for top in range(0, image.shape[1], rows):
+        strip = image[None, :, top : top + rows].float()
+        across[:, :, top : top + rows] = interpolate(
+            strip, (strip.shape[2], width), mode="bilinear", antialias=True
+        )
+    return interpolate(across, (height, width), mode="bilinear", antialias=True)[0]
 
 
 def resize_boxes(

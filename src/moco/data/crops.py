@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pixels
 
 from moco import chance
+from moco.data.crop import resize
+from moco.data.encoded import looking
 from moco.data.source import ArraySource, Source
 from moco.data.views import Parameters, Views
 
@@ -64,11 +65,11 @@ def crop_batches(
 
 
 def _crop(source: Source, views: Views, index: int, parameters: Parameters, row: int) -> Tensor:
-    image = source.read(index)
-    image = image if image.dtype == torch.uint8 else views.unit(image)
-    own = Parameters(*(getattr(parameters, name)[row : row + 1] for name in Parameters.__dataclass_fields__))
-    height, width = (torch.tensor([extent]) for extent in image.shape[1:])
-    top, left, h, w = views.boxes(own, height, width)[0].tolist()
+    own = parameters.take(slice(row, row + 1))
     size = views.augmentation.size
-    crop = pixels.resized_crop(image, top, left, h, w, [size, size], antialias=True)
+    with looking(source, index) as image:
+        height, width = (torch.tensor([extent]) for extent in image.shape[1:])
+        top, left, h, w = views.boxes(own, height, width)[0].tolist()
+        crop = resize(image[:, top : top + h, left : left + w], size, size)
+    crop = crop if image.dtype == torch.uint8 else views.unit(crop, image.dtype)
     return crop.flip(-1) if own.flip else crop

@@ -13,14 +13,16 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from torch import Tensor
 
-from moco.data.form import FULL, Form
+from moco.data.form import Form
 from moco.data.header import Header, sniff
+from moco.data.memory import need, stored_pixel
 from moco.data.reading import Reading
+from moco.data.tiles import assemble, from_array
+from moco.data.unreadable import Unreadable
 
 # remarks on metadata, which nothing here depends on
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -33,24 +35,9 @@ _PLUGINS = {
 """Pillow's name of a format where it differs, and the two it would not load by itself."""
 _TO_RGB = {"CMYK", "YCbCr", "HSV", "LAB", "RGBX", "P", "RGB"}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
-_TURNS: dict[int, Any] = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a[::-1].swapaxes(0, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a[:, ::-1].swapaxes(0, 1),
-}
-"""From stored rows and columns to upright ones, by EXIF orientation."""
-
-
-class Unreadable(RuntimeError):
-    """An image that cannot be read: which, and why."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"cannot decode {name}: {reason}")
-        self.name, self.reason = name, reason
+_ORIENTATION = 0x0112  # EXIF's number of it
+_ONE_BYTE = ("1", "L", "P")  # modes of which Pillow stores a byte a pixel
+MAX_SIDE = 1_000_000  # pixels
 
 
 def decode(
@@ -73,14 +60,21 @@ def decode(
         factor: 1, 2, 4 or 8; a JPEG may be decoded at this fraction of its height and width.
 
     Raises:
-        Unreadable: if it is no image, broken, too large, or does not fit the form.
+        Unreadable: if it is no image, broken, too large, or does not fit the form; or if decoding it
+            takes more than `reading.max_memory`.
     """
     header = check(content, name, reading) if header is None else header
+    takes = need(content, header, form, factor)
+    _afford(takes.least, name, reading)
     try:
-        array, alpha = _pixels(content, header, factor)
-        array = _transparency(array, alpha, form, reading)
-        result = _depth(_channels(array, form, name), form, name)
-        return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1)
+        array = _fast_jpeg(content, factor) if header.format == "JPEG" else None
+        if array is not None:
+            return from_array(array, False, header.orientation, form, reading, name)
+        found = _by_library(content, header, reading, name)
+        if found is None:
+            _afford(takes.most, name, reading)
+            return _by_pillow(content, header, form, reading, name, factor)
+        return from_array(*found, header.orientation, form, reading, name)
     except Unreadable:
         raise
     except Exception as error:  # decoders raise nearly everything on damaged files
@@ -99,7 +93,7 @@ def check(content: bytes, name: str, reading: Reading) -> Header:
     if header is None:
         raise Unreadable(name, f"no image of a known format, or cut off in its header: {content[:12]!r}")
     size = header.width * header.height
-    if size == 0:
+    if size == 0 or max(header.width, header.height) > MAX_SIDE:
         raise Unreadable(name, f"its header says {header.width} x {header.height} pixels")
     if size * max(1, header.channels / 4) > reading.max_pixels:
         raise Unreadable(
@@ -117,40 +111,56 @@ def from_pil(image: Image.Image, name: str, form: Form, reading: Reading) -> Sha
         Unreadable: if it does not fit the form.
     """
     array, alpha = _from_pil(image)
-    result = _depth(_channels(_transparency(array, alpha, form, reading), form, name), form, name)
-    return torch.from_numpy(np.ascontiguousarray(result)).permute(2, 0, 1)
+    return from_array(array, alpha, 1, form, reading, name)
 
 
-def _pixels(content: bytes, header: Header, factor: int) -> tuple[np.ndarray, bool]:
-    """(H, W, channels) as they are stored, upright, and whether the last channel is transparency."""
-    if header.format == "JPEG":
-        array = _fast_jpeg(content, factor)
-        if array is not None:
-            turn = _TURNS.get(header.orientation)
-            return (array if turn is None else turn(array)), False
+def _afford(amount: int, name: str, reading: Reading) -> None:
+    if amount > reading.max_memory:
+        raise Unreadable(
+            name,
+            f"decoding it takes about {amount:,} bytes of memory, more than "
+            f"reading.max_memory = {reading.max_memory:,}",
+        )
+
+
+def _by_library(
+    content: bytes, header: Header, reading: Reading, name: str
+) -> tuple[np.ndarray, bool] | None:
+    """What Pillow would cut down, (H, W, channels) as stored, and whether the last is transparency."""
     deep_colour = header.depth > 8 and (header.channels == 3 or header.alpha)
     if header.format == "PNG" and deep_colour:
         return _library("imagecodecs", header).png_decode(content), header.alpha
     if header.format == "TIFF" and (header.channels not in (1, 3) or deep_colour):
-        return _tiff(content, header)
+        return _tiff(content, header, reading, name)
+    return None
+
+
+def _by_pillow(
+    content: bytes, header: Header, form: Form, reading: Reading, name: str, factor: int
+) -> Shaped[Tensor, "channels H W"]:
     try:
-        return _by_pillow(content, header, factor)
+        image = Image.open(io.BytesIO(content), formats=[_PLUGINS.get(header.format, header.format)])
     except UnidentifiedImageError:
         if header.format != "TIFF":
             raise
-        return _tiff(content, header)
-
-
-def _by_pillow(content: bytes, header: Header, factor: int) -> tuple[np.ndarray, bool]:
-    with Image.open(io.BytesIO(content), formats=[_PLUGINS.get(header.format, header.format)]) as image:
-        if header.format == "JPEG":
-            if factor > 1:
-                image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-            array, alpha = _from_pil(image)
-            turn = _TURNS.get(header.orientation)
-            return (array if turn is None else turn(array)), alpha
+        return from_array(*_tiff(content, header, reading, name), header.orientation, form, reading, name)
+    with image:
+        taken = image.width * image.height * (1 if image.mode in _ONE_BYTE else 4)
+        if taken > header.width * header.height * stored_pixel(header):
+            raise Unreadable(name, f"its decoder says {image.width} x {image.height} pixels of {image.mode}")
+        if header.format == "JPEG" and factor > 1:
+            image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
         image.load()
-        return _from_pil(ImageOps.exif_transpose(image))
+        width, height = image.size
+
+        def piece(rows: slice, columns: slice) -> tuple[np.ndarray, bool]:
+            all_of_it = rows == slice(0, height) and columns == slice(0, width)
+            box = columns.start, rows.start, columns.stop, rows.stop
+            return _from_pil(image if all_of_it else image.crop(box))
+
+        turned = header.orientation if header.format == "JPEG" else image.getexif().get(_ORIENTATION, 1)
+        turned = turned if turned in range(1, 9) else 1
+        return assemble(piece, height, width, turned, form, reading, name)
 
 
 def _fast_jpeg(content: bytes, factor: int) -> np.ndarray | None:
@@ -183,17 +193,16 @@ def _library(name: str, header: Header) -> Any:
         ) from None
 
 
-def _tiff(content: bytes, header: Header) -> tuple[np.ndarray, bool]:
+def _tiff(content: bytes, header: Header, reading: Reading, name: str) -> tuple[np.ndarray, bool]:
     tifffile = _library("tifffile", header)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is raised as well
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages.first
+        _afford(2 * len(content) + 3 * page.nbytes, name, reading)
         array = page.asarray()
         if array.ndim == 3 and getattr(page, "planarconfig", 1) == 2:
             array = np.moveaxis(array, 0, -1)
     array = array[..., None] if array.ndim == 2 else array
-    turn = _TURNS.get(header.orientation)
-    array = array if turn is None else turn(array)
     return (array if array.dtype in (np.uint8, np.uint16) else array.astype(np.float32)), header.alpha
 
 
@@ -211,56 +220,3 @@ def _from_pil(image: Image.Image) -> tuple[np.ndarray, bool]:
     elif image.mode in ("I", "F"):
         array = array.astype(np.float32)
     return (array[..., None] if array.ndim == 2 else array), image.mode in ("LA", "RGBA")
-
-
-def _transparency(array: np.ndarray, alpha: bool, form: Form, reading: Reading) -> np.ndarray:
-    """Composite, drop or keep transparency; give it to images without where others have it."""
-    full = 1.0 if array.dtype == np.float32 else float(np.iinfo(array.dtype).max)
-    if not alpha:
-        if not form.alpha:
-            return array
-        return np.concatenate([array, np.full_like(array[..., :1], full)], 2)
-    if reading.alpha == "keep":
-        return array
-    colour = array[..., :-1]
-    if reading.alpha == "drop":
-        return colour
-    share = array[..., -1:].astype(np.float32) / full
-    mixed = colour * share + reading.background * full * (1 - share)
-    return mixed.astype(np.float32) if array.dtype == np.float32 else (mixed + 0.5).astype(array.dtype)
-
-
-def _channels(array: np.ndarray, form: Form, name: str) -> np.ndarray:
-    if array.shape[2] == form.channels:
-        return array
-    colours = form.channels - form.alpha
-    if array.shape[2] - form.alpha == 1 and colours > 1:
-        return np.concatenate([array[..., :1]] * colours + [array[..., 1:]] * form.alpha, 2)
-    if array.shape[2] == 3 and form.channels == 1:
-        grey = array @ np.array([0.2989, 0.587, 0.114], dtype=np.float32)
-        return (grey if array.dtype == np.float32 else (grey + 0.5).astype(array.dtype))[..., None]
-    raise Unreadable(name, f"it has {array.shape[2]} channels where the set has {form.channels}")
-
-
-def _depth(array: np.ndarray, form: Form, name: str) -> np.ndarray:
-    """Scaled to the set's depth: full brightness stays full brightness."""
-    if array.dtype == np.float32:
-        if not np.isfinite(array).all():
-            raise Unreadable(name, "it holds values that are not finite")
-        if form.dtype == torch.float32:
-            return array
-        if array.min() < 0 or array.max() > 1:
-            raise Unreadable(
-                name,
-                f"floating-point values from {array.min():.4g} to {array.max():.4g} among "
-                f"{FULL[form.dtype]}-level images; only values in [0, 1] can be scaled to these",
-            )
-        kind = np.uint8 if form.dtype == torch.uint8 else np.uint16
-        return (array * FULL[form.dtype] + 0.5).astype(kind)
-    if form.dtype == torch.float32:
-        return array.astype(np.float32) / np.iinfo(array.dtype).max
-    if array.dtype == np.uint8 and form.dtype == torch.uint16:
-        return array.astype(np.uint16) * np.uint16(257)
-    if array.dtype == np.uint16 and form.dtype == torch.uint8:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return array

@@ -6,14 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pixels
 
-from moco.data.decode import Unreadable
+from moco.data.crop import resize
 from moco.data.encoded import EncodedSource, Opened
 from moco.data.source import Source
+from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 
 ATTEMPTS = 10  # images drawn in place of one that cannot be read, before the run gives up
+_HELD = 1 << 24  # bytes of files that a thread has open at a time, and one more
 
 
 class Crops:
@@ -68,40 +69,62 @@ class Crops:
 
     def _try(self, rows: np.ndarray) -> np.ndarray:
         """Make the crops of these rows; where that fails is True."""
-        source, size = self.source, self.views.augmentation.size
-        images: list[Opened | Tensor | None] = []
-        for row in rows:
-            index = int(self.index[row])
-            if index in self.known:
-                self.met[index] = self.known[index]
-                images.append(None)
-                continue
+        failed, start = np.zeros(len(rows), bool), 0
+        while start < len(rows):
+            images: list[Opened | Tensor | None] = []
+            held = 0
+            for row in rows[start:]:
+                images.append(image := self._open(int(self.index[row])))
+                held += _size(image)
+                if held > _HELD:
+                    break
+            some = slice(start, start + len(images))
+            failed[some] = self._crop_all(rows[some], images)
+            start = some.stop
+        return failed
+
+    def _open(self, index: int) -> Opened | Tensor | None:
+        if index in self.known:
+            self.met[index] = self.known[index]
+            return None
+        source = self.source
+        try:
+            return source.open(index) if isinstance(source, EncodedSource) else source.read(index)
+        except Unreadable as error:
+            self._note(index, error)
+            return None
+
+    def _crop_all(self, rows: np.ndarray, images: list[Opened | Tensor | None]) -> list[bool]:
+        """Make the crops of opened images, which are let go; where that fails is True."""
+        boxes = self._boxes(rows, [_extent(image) for image in images])
+        failed = []
+        for place, row in enumerate(rows):
+            image, images[place] = images[place], None
+            if isinstance(image, Opened):
+                failed.append(not self._decode(image, row, boxes[:, place]))
+            else:
+                failed.append(image is None)
+                if image is not None:
+                    self._crop(row, image, boxes[:, place], 1, 1)
+        return failed
+
+    def _decode(self, opened: Opened, row: int, boxes: Tensor) -> bool:
+        """Make the crops of an opened image, if it can be decoded."""
+        source, index = self.source, int(self.index[row])
+        assert isinstance(source, EncodedSource)
+        height, width = _extent(opened)
+        factor = _shrink(opened.header.format, boxes, self.views.augmentation.size)
+        with source.room(opened, factor):
             try:
-                images.append(source.open(index) if isinstance(source, EncodedSource) else source.read(index))
+                image = source.decode(opened, index, factor)
             except Unreadable as error:
                 self._note(index, error)
-                images.append(None)
-        boxes = self._boxes(rows, [_extent(image) for image in images])
-        for place, (row, image) in enumerate(zip(rows, images, strict=True)):
-            if isinstance(image, Opened):
-                index = int(self.index[row])
-                assert isinstance(source, EncodedSource)
+                return False
+            if factor == 1 and image.shape[1:] != (height, width):  # turned by a mark inside
+                boxes = self._boxes(np.array([row]), [_extent(image)])[:, 0]
                 height, width = _extent(image)
-                factor = _shrink(image.header.format, boxes[:, place], size)
-                try:
-                    image = source.decode(image, index, factor)
-                except Unreadable as error:
-                    self._note(index, error)
-                    images[place] = None
-                    continue
-                if factor == 1 and image.shape[1:] != (height, width):  # turned by a mark inside
-                    boxes[:, place] = self._boxes(rows[place : place + 1], [_extent(image)])[:, 0]
-                    height, width = _extent(image)
-                self._crop(row, image, boxes[:, place], image.shape[1] / height, image.shape[2] / width)
-                images[place] = image[:0]  # done, and its memory free
-            elif image is not None:
-                self._crop(row, image, boxes[:, place], 1, 1)
-        return np.array([image is None for image in images])
+            self._crop(row, image, boxes, image.shape[1] / height, image.shape[2] / width)
+        return True
 
     def _note(self, index: int, error: Unreadable) -> None:
         self.met[index] = self.known[index] = error
@@ -111,25 +134,19 @@ class Crops:
         heights, widths = torch.tensor(extents).view(-1, 2).unbind(1)
         chosen = torch.from_numpy(rows)
         return torch.stack(
-            [
-                self.views.boxes(
-                    Parameters(*(getattr(parameters, name)[chosen] for name in _FIELDS)), heights, widths
-                )
-                for parameters in self.parameters
-            ]
+            [self.views.boxes(parameters.take(chosen), heights, widths) for parameters in self.parameters]
         )
 
     def _crop(self, row: int, image: Tensor, boxes: Tensor, down: float, across: float) -> None:
         """Both crops of an image that was decoded at these shares of its height and width."""
-        if image.dtype != torch.uint8:
-            image = self.views.unit(image)
         size = self.views.augmentation.size
         for view, (top, left, height, width) in enumerate(boxes.tolist()):
             top, bottom = round(top * down), round((top + height) * down)
             left, right = round(left * across), round((left + width) * across)
-            crop = pixels.resized_crop(
-                image, top, left, max(1, bottom - top), max(1, right - left), [size, size], antialias=True
-            )
+            box = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+            crop = resize(box, size, size)
+            if image.dtype != torch.uint8:
+                crop = self.views.unit(crop, image.dtype)
             self.pixels[view, row] = crop.flip(-1) if self.parameters[view].flip[row] else crop
 
     def crops(self) -> list[Tensor]:
@@ -142,6 +159,11 @@ class Crops:
     def unreadable(self) -> tuple[tuple[str, str], ...]:
         """Name and reason of the images met that cannot be read, in the order of their indices."""
         return tuple((error.name, error.reason) for _, error in sorted(self.met.items()))
+
+
+def _size(image: Opened | Tensor | None) -> int:
+    """Bytes."""
+    return len(image.content) if isinstance(image, Opened) else 0 if image is None else image.nbytes
 
 
 def _extent(image: Opened | Tensor | None) -> tuple[int, int]:
@@ -159,6 +181,3 @@ def _shrink(kind: str, boxes: Tensor, size: int) -> int:
         return 1
     smallest = int(boxes[:, 2:].min())
     return next((factor for factor in (8, 4, 2) if smallest >= factor * size), 1)
-
-
-_FIELDS = tuple(Parameters.__dataclass_fields__)

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco.data.decode import Unreadable
+from moco.data.decode import check
 from moco.data.duplicates import digest, exact, miniatures, near
-from moco.data.encoded import EncodedSource, FolderSource
+from moco.data.encoded import EncodedSource, FolderSource, Opened
 from moco.data.header import sniff
 from moco.data.remarks import remarks
 from moco.data.scan import EXTENSIONS
 from moco.data.source import Source
+from moco.data.statistics import Sums, sums
+from moco.data.unreadable import Unreadable
 
 NEAR_LIMIT = 60_000  # images among which near duplicates are sought
 TINY, EXTREME = 16, 10.0  # pixels of the shorter side; longer side over shorter
@@ -36,7 +38,7 @@ class Looked:
         digest: of its bytes.
         small: miniatures to compare, where it can be read.
         extent: height and width, pixels.
-        sums: of pixels and their squares per channel, and the number of pixels.
+        sums: of its pixels.
     """
 
     name: str
@@ -45,34 +47,37 @@ class Looked:
     digest: str
     small: Tensor | None
     extent: tuple[int, int]
-    sums: tuple[Tensor, Tensor, int] | None
+    sums: Sums | None
 
 
-def look(source: Source, index: int) -> Looked:
-    """Decode an image and note what there is to say."""
+def look(source: Source, index: int, *, compare: bool = True) -> Looked:
+    """Decode an image and note what there is to say; with `compare` its miniatures too."""
     name, notes, same = source.sample_name(index), [], ""
     try:
         if isinstance(source, EncodedSource):
             content = _content(source, index)
             same = digest(content)
-            opened = source.open(index)
-            image = source.decode(opened, index)
-            notes = remarks(name, content, opened.header, source.form, source.reading)
-        else:
-            image = source.read(index)
-            same = digest(image.contiguous().numpy().tobytes())
+            opened = Opened(content, check(content, name, source.reading)) if content else source.open(index)
+            with source.room(opened):
+                notes = remarks(name, content, opened.header, source.form, source.reading)
+                return _looked(name, notes, same, source.decode(opened, index), compare)
+        image = source.read(index)
+        return _looked(name, notes, digest(image.contiguous().numpy().tobytes()), image, compare)
     except Unreadable as error:
         return Looked(name, error.reason, (), same, None, (0, 0), None)
+
+
+def _looked(name: str, notes: list[str], same: str, image: Tensor, compare: bool) -> Looked:
     height, width = image.shape[1:]
     if min(height, width) < TINY:
         notes.append("tiny")
     if max(height, width) > EXTREME * min(height, width):
         notes.append("extreme shape")
-    values = image.double().flatten(1)
-    if (values.amax(1) == values.amin(1)).all():
+    found = sums(image)
+    if torch.equal(found.least, found.most):
         notes.append("constant: every pixel is the same")
-    sums = values.sum(1), values.square().sum(1), values.shape[1]
-    return Looked(name, "", tuple(notes), same, miniatures(image), (height, width), sums)
+    small = miniatures(image) if compare else None
+    return Looked(name, "", tuple(notes), same, small, (height, width), found)
 
 
 def _content(source: EncodedSource, index: int) -> bytes:
@@ -85,10 +90,11 @@ def _content(source: EncodedSource, index: int) -> bytes:
 def look_at_all(source: Source, workers: int, progress: Progress | None = None) -> list[Looked]:
     """`look` at every image, in order, by threads."""
     found: list[Looked] = []
+    compare = len(source) <= NEAR_LIMIT
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(source), _AHEAD):
             stop = min(start + _AHEAD, len(source))
-            found += pool.map(lambda i: look(source, i), range(start, stop))
+            found += pool.map(lambda i: look(source, i, compare=compare), range(start, stop))
             if progress is not None:
                 progress(stop, len(source))
     return found
@@ -185,7 +191,7 @@ def _copies(seen: list[Looked], others: list[Looked] | None, channels: int) -> d
         small = [(i, one.small) for i, one in enumerate(part) if one.small is not None]
         sides.append([i for i, _ in small])
         stacks.append([miniature for _, miniature in small])
-    if max(map(len, sides)) > NEAR_LIMIT or not all(sides):
+    if max(len(seen), len(bank)) > NEAR_LIMIT or not all(sides):
         return result | {"near": [], "near not sought": f"among more than {NEAR_LIMIT:,} images, or none"}
     whole = torch.stack(stacks[0])
     found = near(whole, None if others is None else torch.stack(stacks[1]), channels=channels)
@@ -213,11 +219,11 @@ def _statistics(good: list[Looked]) -> dict[str, Any]:
     parts = [one.sums for one in good if one.sums is not None]
     if not parts:
         return {}
-    count = sum(part[2] for part in parts)
-    mean = sum(part[0] for part in parts) / count
-    square = sum(part[1] for part in parts) / count
-    std = (square - mean.square()).clamp(min=0).sqrt()  # type: ignore[union-attr]
-    return {"mean": [round(v, 5) for v in mean.tolist()], "std": [round(v, 5) for v in std.tolist()]}  # type: ignore[union-attr]
+    count = sum(part.pixels for part in parts)
+    mean = torch.stack([part.values for part in parts]).sum(0) / count
+    square = torch.stack([part.squares for part in parts]).sum(0) / count
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return {"mean": [round(v, 5) for v in mean.tolist()], "std": [round(v, 5) for v in std.tolist()]}
 
 
 def _classes(source: Source) -> dict[str, int]:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from moco.data.crop import resize_float
+
 SIDE = 12  # pixels of the miniature that stands for an image
 SHARES = (1.0, 0.9, 0.8)  # of height and width, central: how much of a picture its copy may show
 THRESHOLD = 0.97  # correlation of miniatures
@@ -32,18 +34,15 @@ def digest(content: bytes) -> str:
 
 def miniatures(image: Shaped[Tensor, "channels H W"]) -> Float[Tensor, "views D"]:
     """Unit-length miniatures of an image: whole, and of central parts; all zero where nothing varies."""
-    values = image.float()
     views = []
     for share in SHARES:
-        height, width = (max(1, round(extent * share)) for extent in values.shape[1:])
-        top, left = (values.shape[1] - height) // 2, (values.shape[2] - width) // 2
-        part = values[:, top : top + height, left : left + width]
-        small = F.interpolate(part[None], (SIDE, SIDE), mode="bilinear", antialias=True)[0]
+        height, width = (max(1, round(extent * share)) for extent in image.shape[1:])
+        top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+        small = resize_float(image[:, top : top + height, left : left + width], SIDE, SIDE)
+        peak = small.abs().max()
         small = small - small.mean((1, 2), keepdim=True)
         views.append(
-            F.normalize(small.flatten(), dim=0)
-            if small.std() > 1e-4 * values.abs().max()
-            else small.flatten() * 0
+            F.normalize(small.flatten(), dim=0) if small.std() > 1e-4 * peak else small.flatten() * 0
         )
     return torch.stack(views)
 

@@ -5,7 +5,8 @@ import os
 import zipfile
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,15 +15,16 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from moco.data.decode import Unreadable, check, decode
+from moco.data.decode import check, decode
 from moco.data.form import Form, common_form
 from moco.data.header import Header
 from moco.data.index import FileIndex, open_index
+from moco.data.memory import ROOM, need
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
 from moco.data.source import Source
+from moco.data.unreadable import Unreadable
 
-BYTES_PER_PIXEL = 4  # of encoded files; more is no image of `reading.max_pixels`
 _SNIFFED = 1024  # members whose headers say what form a set has, where there is no index
 
 
@@ -56,6 +58,11 @@ class EncodedSource(Source):
             raise Unreadable(name, str(error)) from error
         return Opened(content, check(content, name, self.reading))
 
+    def room(self, opened: Opened, factor: int = 1) -> AbstractContextManager[None]:
+        """Memory for decoding an opened image and using its pixels; it is waited for."""
+        most = need(opened.content, opened.header, self.form, factor).most
+        return ROOM.take(min(most, self.reading.max_memory), self.reading.max_memory)
+
     def decode(self, opened: Opened, index: int, factor: int = 1) -> Shaped[Tensor, "channels H W"]:
         """The pixels of an opened image; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
 
@@ -68,7 +75,9 @@ class EncodedSource(Source):
         )  # fmt: skip
 
     def read(self, index: int) -> Shaped[Tensor, "channels H W"]:
-        return self.decode(self.open(index), index)
+        opened = self.open(index)
+        with self.room(opened):
+            return self.decode(opened, index)
 
     def take_form(self, form: Form) -> None:
         """Read every image in this form."""
@@ -84,6 +93,21 @@ class EncodedSource(Source):
                 continue
             counts[header.channels, header.depth, header.alpha] += 1
         return common_form(counts, self.reading)
+
+
+@contextmanager
+def looking(source: Source, index: int) -> Iterator[Shaped[Tensor, "channels H W"]]:
+    """The pixels of an image while they are used: memory for a large one is held until the end.
+
+    Raises:
+        Unreadable: if it cannot be decoded.
+    """
+    if not isinstance(source, EncodedSource):
+        yield source.read(index)
+        return
+    opened = source.open(index)
+    with source.room(opened):
+        yield source.decode(opened, index)
 
 
 class FolderSource(EncodedSource):
@@ -126,7 +150,7 @@ class FolderSource(EncodedSource):
             raise FileNotFoundError(
                 f"no image in {root} (looked for {', '.join(EXTENSIONS)} at any depth{skipped})"
             )
-        self.take_form(form or common_form(self.index.forms(), self.reading))
+        self.take_form(form or common_form(self.index.forms, self.reading))
         self.classes, self.labels = list(classes), None
         tops = [folder.partition("/")[0] for folder in self.index.folders]
         if "" not in tops and (classes or len(set(tops)) > 1):
@@ -227,9 +251,8 @@ def read_file(path: Path, reading: Reading) -> bytes:
 
 
 def limited(file: IO[bytes], reading: Reading) -> bytes:
-    """The bytes of an open file; ValueError if there are more than an image may have."""
-    most = BYTES_PER_PIXEL * reading.max_pixels
-    content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"more than {most:,} bytes, {BYTES_PER_PIXEL} for each of reading.max_pixels")
+    """The bytes of an open file; ValueError if there are more than decoding may take."""
+    content = file.read(reading.max_memory + 1)
+    if len(content) > reading.max_memory:
+        raise ValueError(f"its file has more than reading.max_memory = {reading.max_memory:,} bytes")
     return content

@@ -7,11 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-
 FIRST = 512  # bytes that hold the header of most files
-FORMATS = ("", "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PNM")
-"""Formats by number; 0 is none of them."""
 _UPRIGHT = range(5, 9)  # orientations that swap height and width
 _TIFF_SIZES = {1: 1, 3: 2, 4: 4, 16: 8}
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -21,7 +17,7 @@ class Header(NamedTuple):
     """What a file says of itself.
 
     Attributes:
-        format: one of `FORMATS`.
+        format: JPEG, PNG, GIF, BMP, WEBP, TIFF or PNM.
         width, height: of the image the right way up, pixels; 0 if the file does not say.
         channels: of colour (1 grey, 3 colour, more for scientific images), without transparency.
         depth: bits per channel: 8, 16, or 32 for floating point.
@@ -76,57 +72,6 @@ def sniff(first: bytes, read: Read | None = None) -> Header | None:
     except (struct.error, IndexError, ValueError, OSError):
         pass
     return None
-
-
-def sniff_many(first: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Headers of many plain JPEG and PNG files at once; `sniff` reads what this leaves unknown.
-
-    Args:
-        first: (files, FIRST) uint8, the first bytes of each.
-        lengths: (files,) how many of them there are.
-
-    Returns:
-        (files,) whether the header is known, and (files, 6) number of the format, width, height,
-        channels, depth and alpha.
-    """
-    known = np.zeros(len(first), bool)
-    values = np.zeros((len(first), 6), np.int64)
-
-    png = np.flatnonzero(
-        (first[:, :8] == np.frombuffer(b"\x89PNG\r\n\x1a\n", np.uint8)).all(1)
-        & (first[:, 12:16] == np.frombuffer(b"IHDR", np.uint8)).all(1) & (lengths >= 26)
-    )  # fmt: skip
-    powers = np.array([1 << 24, 1 << 16, 1 << 8, 1])
-    colour = first[png, 25]
-    values[png, 0] = FORMATS.index("PNG")
-    values[png, 1], values[png, 2] = first[png, 16:20] @ powers, first[png, 20:24] @ powers
-    values[png, 3] = np.where(np.isin(colour, (0, 4)), 1, 3)
-    values[png, 4], values[png, 5] = np.where(first[png, 24] == 16, 16, 8), np.isin(colour, (4, 6))
-    known[png] = True
-
-    rows = np.flatnonzero((first[:, 0] == 0xFF) & (first[:, 1] == 0xD8))
-    place = np.full(len(rows), 2)
-    for _ in range(16):  # segments
-        inside = place + 10 <= lengths[rows]
-        rows, place = rows[inside], place[inside]
-        code = first[rows, place + 1]
-        frame = (first[rows, place] == 0xFF) & np.isin(code, list(_START_OF_FRAME))
-        at, start = rows[frame], place[frame]
-        if len(at):
-            height, width = (_word(first, at, start + k) for k in (5, 7))
-            values[at, 0], values[at, 1], values[at, 2] = FORMATS.index("JPEG"), width, height
-            values[at, 3] = np.where(first[at, start + 9] == 1, 1, 3)
-            values[at, 4] = np.where(first[at, start + 4] <= 8, 8, 16)
-            known[at] = True
-        # EXIF may turn the image, and the rest is odd: left to `sniff`
-        on = (first[rows, place] == 0xFF) & ~frame & ~np.isin(code, (0xD9, 0xDA, 0xE1, 0xFF))
-        rows, place = rows[on], place[on]
-        place = place + 2 + _word(first, rows, place + 2)
-    return known, values
-
-
-def _word(first: np.ndarray, rows: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return first[rows, places].astype(np.int64) << 8 | first[rows, places + 1]
 
 
 def _jpeg(data: bytes, read: Read) -> Header | None:

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchvision.transforms.v2 import functional as pixels
 
 from moco import chance
 from moco.batch import Batch
-from moco.data.decode import Unreadable
+from moco.data.crop import resize
 from moco.data.decoding import ATTEMPTS, Crops
+from moco.data.encoded import looking
 from moco.data.order import WindowedOrder
 from moco.data.source import ArraySource, Source
+from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 from moco.world import Solo, World
 
@@ -184,13 +185,14 @@ def plain_batches(
 
     def read(place: int) -> Tensor | None:
         try:
-            image = source.read(int(indices[place]))
+            with looking(source, int(indices[place])) as image:
+                central = _central(image, size)
         except Unreadable:
             if unreadable is None:
                 raise
             unreadable.add(place)
             return None
-        return _central(image if image.dtype == torch.uint8 else views.unit(image), size)
+        return central if source.dtype == torch.uint8 else views.unit(central, source.dtype)
 
     for places in torch.arange(len(indices)).split(batch):
         if isinstance(source, ArraySource):
@@ -207,4 +209,7 @@ def _central(image: Tensor, size: int) -> Tensor:
     if image.shape[1:] == (size, size):
         return image
     short = round(size * 8 / 7) if max(image.shape[1:]) > size else size
-    return pixels.center_crop(pixels.resize(image, [short], antialias=True), [size, size])
+    least = min(image.shape[1:])
+    height, width = (int(short * extent / least) for extent in image.shape[1:])
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return resize(image, height, width)[:, top : top + size, left : left + size].contiguous()

@@ -18,6 +18,9 @@ class Reading:
     """What lies under transparent pixels, 0 (black) to 1 (white)."""
     max_pixels: int = 89_478_485
     """Larger images are refused from their header (a small file can unpack to gigabytes)."""
+    max_memory: int = 268_435_456
+    """Bytes that decoding may take at a time, in all threads together; an image that takes more is
+    refused from its header. An RGB image takes 3 a pixel from JPEG, else 7, and its file."""
     budget: float = 0.01
     """Share of the images that may turn out unreadable before the run stops."""
     follow_links: bool = False
@@ -34,5 +37,7 @@ class Reading:
             raise ValueError(f"reading.background must be in [0, 1], got {self.background}")
         if self.max_pixels < 1:
             raise ValueError(f"reading.max_pixels must be at least 1 pixel, got {self.max_pixels}")
+        if self.max_memory < 1:
+            raise ValueError(f"reading.max_memory must be at least 1 byte, got {self.max_memory}")
         if not 0 <= self.budget <= 1:
             raise ValueError(f"reading.budget must be a share of the images in [0, 1], got {self.budget}")

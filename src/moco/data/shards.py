@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from moco import chance
-from moco.data.decode import Unreadable
 from moco.data.encoded import EncodedSource
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
+from moco.data.unreadable import Unreadable
 
 RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
 BLOCK = 512  # bytes; tar members start at multiples of it

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from moco.data.decode import Unreadable, from_pil
+from moco.data.decode import from_pil
 from moco.data.form import FULL, Form
 from moco.data.reading import Reading
+from moco.data.unreadable import Unreadable
 
 
 class Source(ABC):

@@ -1,14 +1,19 @@
 """What the pixels of a set are like: the range its values take, and mean and deviation of each channel."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from moco.data.augmentation import IMAGENET_MEAN, SMALL, Augmentation
-from moco.data.decode import Unreadable
+from moco.data.encoded import looking
 from moco.data.form import FULL
 from moco.data.source import Source
+from moco.data.tiles import TILE, tiles
+from moco.data.unreadable import Unreadable
 
 _DEPTHS = (10, 12, 14, 16)  # bits that cameras and scanners put into 16
 
@@ -68,13 +73,14 @@ def measure(source: Source, *, images: int = 1024, range: tuple[float, float] | 
     count, low, high, reason = 0, np.inf, -np.inf, ""
     for i in chosen:
         try:
-            image = source.read(int(i)).double().flatten(1)
+            with looking(source, int(i)) as image:
+                found = sums(image)
         except Unreadable as error:
             reason = str(error)
             continue
-        total += torch.stack([image.sum(1), image.square().sum(1)])
-        count += image.shape[1]
-        low, high = min(low, float(image.min())), max(high, float(image.max()))
+        total += torch.stack([found.values, found.squares])
+        count += found.pixels
+        low, high = min(low, float(found.least.min())), max(high, float(found.most.max()))
     if not count:
         raise ValueError(
             f"none of the {len(chosen)} images of {source.name} that were tried can be read: {reason}"
@@ -89,6 +95,32 @@ def measure(source: Source, *, images: int = 1024, range: tuple[float, float] | 
         tuple(float(f"{m:.4g}") for m in mean.tolist()),
         tuple(float(f"{s:.4g}") for s in std.tolist()),
     )
+
+
+class Sums(NamedTuple):
+    """Of the pixels of an image: sums of values and squares, least and greatest value, of each channel."""
+
+    values: Float[Tensor, " channels"]
+    squares: Float[Tensor, " channels"]
+    least: Float[Tensor, " channels"]
+    most: Float[Tensor, " channels"]
+    pixels: int
+
+
+def sums(image: Shaped[Tensor, "channels H W"]) -> Sums:
+    """`Sums` in double precision, tile by tile: no large image is copied."""
+    height, width = image.shape[1:]
+    total = torch.zeros(2, len(image), dtype=torch.float64)
+    ends = torch.tensor([[torch.inf], [-torch.inf]], dtype=torch.float64).repeat(1, len(image))
+    room = torch.empty(len(image) * min(height * width, TILE), dtype=torch.float64)
+    for rows, columns in tiles(height, width):
+        tile = image[:, rows, columns]
+        values = room[: tile.numel()].view(tile.shape).copy_(tile).flatten(1)
+        torch.minimum(ends[0], values.amin(1), out=ends[0])
+        torch.maximum(ends[1], values.amax(1), out=ends[1])
+        total[0] += values.sum(1)
+        total[1] += values.square_().sum(1)
+    return Sums(total[0], total[1], ends[0], ends[1], height * width)
 
 
 def _range(dtype: torch.dtype, low: float, high: float) -> tuple[float, float]:

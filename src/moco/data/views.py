@@ -31,6 +31,13 @@ class Parameters:
     blur: Bool[Tensor, " N"]
     sigma: Float[Tensor, " N"]
 
+    def take(self, rows: slice | Tensor) -> "Parameters":
+        """Those of some images."""
+        return Parameters(*(getattr(self, name)[rows] for name in _FIELDS))
+
+
+_FIELDS = tuple(Parameters.__dataclass_fields__)
+
 
 class Views:
     """Makes views as an `Augmentation` says.
@@ -90,17 +97,33 @@ class Views:
         self, images: Float[Tensor, "N channels size size"], parameters: Parameters
     ) -> Float[Tensor, "N channels size size"]:
         """Colour changes, blur and normalisation of square images in [0, 1], which are overwritten."""
+        if not colour.alone(images):
+            self._change(images, parameters)
+            return self.normalise(images)
+        result = torch.empty_like(images, memory_format=torch.channels_last)
+        for row in range(len(images)):
+            one = slice(row, row + 1)
+            self._change(images[one], parameters.take(one))
+            result[one] = images[one].sub_(self.mean).div_(self.std)
+        return result
+
+    def _change(self, images: Tensor, parameters: Parameters) -> None:
+        """Colour changes and blur, in place."""
         if self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.jitter(images, parameters.factors, parameters.order, parameters.jitter)
         if not self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.blur(images, parameters.sigma, parameters.blur)
-        return self.normalise(images)
 
-    def unit(self, images: Tensor) -> Tensor:
-        """Pixels of any type as floats in which `range` is 0 to 1; values beyond it stay beyond."""
-        low, high = self.augmentation.range or (0, FULL[images.dtype])
+    def unit(self, images: Tensor, kind: torch.dtype | None = None) -> Tensor:
+        """Pixels as floats in which `range` is 0 to 1; values beyond it stay beyond.
+
+        Args:
+            images: pixels of any type.
+            kind: the type they had before they were resized, if that was another.
+        """
+        low, high = self.augmentation.range or (0, FULL[kind or images.dtype])
         values = images.to(torch.float32, copy=True)
         return (values.sub_(low) if low else values).mul_(1 / (high - low))
 

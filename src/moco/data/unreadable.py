@@ -1,0 +1,9 @@
+"""The one error of images that cannot be read."""
+
+
+class Unreadable(RuntimeError):
+    """An image that cannot be read: which, and why."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"cannot decode {name}: {reason}")
+        self.name, self.reason = name, reason
