@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moco import recipe_file
 from moco.cli import main
 from moco.cli.plan import parse_budget
+from moco.data.open import open_source
 from moco.data.source import ArraySource
 from moco.plan import Look, Plan, _batch_and_dictionary, _length, _network_and_views, look_at, plan
 from moco.recipes import get
@@ -28,6 +30,19 @@ def test_a_look_counts_what_is_there():
     grey[0] = noise(1, seed=1)[0]
     assert look_at(ArraySource(grey)).grey == 0.99
     assert look_at(ArraySource(noise(channels=1))).grey == 1.0
+
+
+def test_a_look_passes_over_what_cannot_be_read(tmp_path):
+    for i, image in enumerate(noise(6, size=24)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    for i in (1, 4):
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / f"{i}.png").read_bytes()[:60])
+    look = look_at(open_source(str(tmp_path)))
+    assert (look.images, look.short_side, look.grey) == (6, 24, 0.0)
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes((tmp_path / f"{i}.png").read_bytes()[:60])
+    with pytest.raises((ValueError, FileNotFoundError, RuntimeError), match=r"read|decode"):
+        look_at(open_source(str(tmp_path)))
 
 
 def planned(images=50_000, side=32, grey=0.0, device=CPU, speed=500.0, seconds=3600.0):

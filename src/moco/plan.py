@@ -16,6 +16,7 @@ from moco import recipe_file
 from moco.build import build, resolve
 from moco.data.open import open_source
 from moco.data.source import Source
+from moco.data.unreadable import Unreadable
 from moco.images import Data
 from moco.recipe import Cosine, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
 from moco.recipes import get
@@ -87,20 +88,29 @@ class Plan:
 
 
 def look_at(source: Source, count: int = SAMPLED) -> Look:
-    """What evenly spaced images of a source are like."""
+    """What evenly spaced images of a source are like; those that cannot be read are passed over.
+
+    Raises:
+        ValueError: if none of them can be read.
+    """
     chosen = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
     sides, grey = [], 0
     for i in chosen:
-        image = source.read(int(i))
+        try:
+            image = source.read(int(i))
+        except Unreadable:
+            continue
         sides.append(min(image.shape[1:]))
         small = image[:, ::4, ::4].float() if min(image.shape[1:]) > 64 else image.float()
         grey += bool((small - small[:1]).abs().max() <= 2)
+    if not sides:
+        raise ValueError(f"none of {len(chosen)} images of {source.name} can be read; see moco doctor")
     return Look(
         images=len(source),
         channels=source.channels,
         short_side=int(np.median(sides)),
         least_side=min(sides),
-        grey=grey / len(chosen) if source.channels > 1 else 1.0,
+        grey=grey / len(sides) if source.channels > 1 else 1.0,
     )
 
 
