@@ -102,6 +102,7 @@ def main() -> None:
             agent = [
                 *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3",
                 "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HOSTS['moco-a']}:29555", "--rdzv-id", "two",
+                "--rdzv-conf", f"is_host={name == 'moco-a'}",  # a namespace does not know its address by name
                 "--local-addr", address, "-m", "moco", *words, "--out", str(folder / "victim"),
             ]  # fmt: skip
             log = open(folder / f"{name}.log", "wb")  # noqa: SIM115
@@ -116,7 +117,8 @@ def main() -> None:
         checkpoints = Checkpoints(folder / "victim" / "checkpoints", say=lambda _: None)
         deadline = time.monotonic() + 240
         while (found := checkpoints.load()) is None or found[0] < 20:
-            assert time.monotonic() < deadline, (folder / "moco-b.log").read_text()
+            over = time.monotonic() > deadline or any(host.poll() is not None for host in hosts)
+            assert not over, (folder / "moco-b.log").read_text()
             time.sleep(0.05)
         (victim,) = processes_in("moco-b")
         os.kill(victim, signal.SIGKILL)
