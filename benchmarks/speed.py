@@ -1,7 +1,7 @@
 """Our way against the released one (benchmarks/official.py), each part in one run, as ratios.
 
     python benchmarks/speed.py TABLE [--rounds N]     measure; writes results/speed/TABLE.json
-    python benchmarks/speed.py tables [--check]       benchmarks/README.md from those rows
+    python benchmarks/speed_table.py tables           benchmarks/README.md from those rows
 
 Tables: aug32, aug24, aug224, loss, ema, sgd, knn, step, e2e. One thread and processor time of this
 process, so that other work on the machine matters little; the variants alternate in every round. A row
@@ -12,7 +12,6 @@ import argparse
 import functools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,9 +46,7 @@ from moco.resnet import resnet
 from moco.run_folder import machine
 from moco.training.step import step
 from moco.world import Solo
-
-ROOT = Path(__file__).parents[1]
-ROWS = ROOT / "results" / "speed"
+from speed_table import ROWS
 
 
 @dataclass
@@ -351,53 +348,11 @@ TABLES: dict[str, tuple[Callable[[int], Measured], int]] = {
 }
 
 
-def readme() -> str:
-    """The table of all rows."""
-    lines = [
-        "# Speed, part by part", "",
-        "Made by `python benchmarks/speed.py tables` from `results/speed/`; `python benchmarks/speed.py "
-        "TABLE` measures a row anew. The released way is `official.py`. What is fast and why, and what did "
-        "not pay: [speed](../docs/speed.md).", "",
-        "| table | what | released, ms | ours, ms | ratio | p10 to p90 | must | same values |",
-        "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    notes, machines = [], set()
-    for name in TABLES:
-        path = ROWS / f"{name}.json"
-        if not path.exists():
-            lines.append(f"| {name} | not run | | | | | | |")
-            continue
-        row = json.loads(path.read_text())
-        verdict = "" if row["ratio"] >= row["must"] else " (missed)"
-        lines.append(
-            f"| {name} | {row['what']} | {row['official_ms']:,.1f} | {row['ours_ms']:,.1f} | "
-            f"**{row['ratio']:.2f}** | {row['p10']:.2f} to {row['p90']:.2f} | {row['must']:g}{verdict} | "
-            f"{row['gate']} |"
-        )
-        if row["note"]:
-            notes.append(f"- {name}: {row['note']}.")
-        about = row["machine"]
-        bf16 = "with" if about["bfloat16 in hardware"] else "without"
-        machines.add(
-            f"{about['hardware']}, {about['threads']} thread, {bf16} bfloat16 in hardware, "
-            f"torch {about['torch']}"
-        )
-    lines += ["", *notes, "", f"Processor time, medians over rounds, on {'; '.join(sorted(machines))}."]
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("table", choices=[*TABLES, "tables"])
+    parser.add_argument("table", choices=TABLES)
     parser.add_argument("--rounds", type=int, default=0)
-    parser.add_argument("--check", action="store_true")
     call = parser.parse_args()
-    if call.table == "tables":
-        path = ROOT / "benchmarks" / "README.md"
-        if call.check:
-            sys.exit(0 if path.read_text() == readme() else "benchmarks/README.md is not that of its rows")
-        path.write_text(readme())
-        return
     torch.set_num_threads(1)
     bench, rounds = TABLES[call.table]
     row = bench(call.rounds or rounds).row()
