@@ -41,7 +41,7 @@ def cifar_symmetric() -> Recipe:
 
 
 def cifar_fast() -> Recipe:
-    """The CIFAR-10 demo's network to the demo's accuracy in less time. Not run on a GPU: a guess.
+    """The CIFAR-10 demo's network to the demo's accuracy in less time; a guess, not run on a GPU.
 
     Run: moco pretrain cifar-fast --data CIFAR10 --out RUN
 
