@@ -181,8 +181,11 @@ def build(
         MemoryError: if the dictionary does not fit.
     """
     world.share(values.batch, values.encoder.bn_group, values.accumulate)
-    if values.kernels == "triton" and (reason := kernels.why_not(device)) is not None:
-        raise ValueError(f"kernels triton cannot be used: {reason}; use --kernels torch")
+    if values.kernels == "triton":
+        if (reason := kernels.why_not(device)) is not None:
+            raise ValueError(f"kernels triton cannot be used: {reason}; use --kernels torch")
+        if device.index is not None:
+            torch.cuda.set_device(device)  # Triton launches on the current device
     views = Views(values.views)
     loader = Loader(
         data.train, views, values.batch, seed=values.seed, device=device, workers=workers, world=world,
