@@ -52,7 +52,7 @@ def test_make_targets_of_the_readme_exist():
         assert f"\n{target}:" in makefile
 
 
-@pytest.mark.parametrize("script", ["results.py", "transfer.py"])
+@pytest.mark.parametrize("script", ["results.py", "transfer.py", "speed_table.py"])
 def test_tables_are_those_of_the_result_rows(script):
     command = [sys.executable, str(ROOT / "benchmarks" / script), "tables", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -19,6 +19,8 @@ REFUSED = {
     ("v2", "instagram"): "needs a base recipe with epochs",
     ("symmetric", "instagram"): "needs a base with epochs and symmetric off",
     ("symmetric", "cifar-symmetric"): "needs a base with epochs and symmetric off",
+    ("mechanisms", "cifar-fast"): "symmetric must be off with a memory bank",
+    ("symmetric", "cifar-fast"): "needs a base with epochs and symmetric off",
 }
 
 

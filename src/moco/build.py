@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from moco import chance, dictionary, encoder, keys, loss, recipe
+from moco import chance, dictionary, encoder, kernels, keys, loss, recipe
 from moco.data.loader import Loader
 from moco.data.statistics import fitted
 from moco.data.views import Views
@@ -19,6 +20,9 @@ from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
 from moco.training.trainer import Run
 from moco.world import World
+
+if TYPE_CHECKING:
+    from moco.data.fused import FusedViews
 
 
 def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.Recipe:
@@ -118,6 +122,10 @@ def build_loss(
     """The recipe's loss, as a function of queries and entries."""
     match values.loss:
         case recipe.InfoNCE(temperature):
+            if values.kernels == "triton":
+                from moco.kernels.info_nce import info_nce
+
+                return functools.partial(info_nce, temperature=temperature)
             return functools.partial(loss.info_nce, temperature=temperature)
         case recipe.NCE(temperature):
             return loss.NCE(temperature, images, world)
@@ -168,16 +176,27 @@ def build(
         workers: decoding threads.
 
     Raises:
-        ValueError: if recipe and images do not fit together; nothing has been written then.
+        ValueError: if recipe and images do not fit together, or its kernels and the device; nothing has
+            been written then.
         MemoryError: if the dictionary does not fit.
     """
     world.share(values.batch, values.encoder.bn_group, values.accumulate)
+    if values.kernels == "triton":
+        if (reason := kernels.why_not(device)) is not None:
+            raise ValueError(f"kernels triton cannot be used: {reason}; use --kernels torch")
+        if device.index is not None:
+            torch.cuda.set_device(device)  # Triton launches on the current device
+    views = Views(values.views)
     loader = Loader(
-        data.train, Views(values.views), values.batch,
-        seed=values.seed, device=device, workers=workers, world=world, window=values.window,
+        data.train, views, values.batch, seed=values.seed, device=device, workers=workers, world=world,
+        window=values.window, fused=_fused_views(values, views, data.train.channels),
     )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)
+    if values.kernels == "triton":
+        from moco.kernels.norm import fuse
+
+        fuse(f_q.trunk)
     table = build_dictionary(values, len(data.train), world, data.train.groups).to(device)
     criterion = build_loss(values, len(data.train), world)
     if isinstance(criterion, nn.Module):
@@ -232,6 +251,15 @@ def build(
         seed=values.seed,
         name=values.name,
     )
+
+
+def _fused_views(values: recipe.Recipe, views: Views, channels: int) -> "FusedViews | None":
+    """What makes the views on the device in one or two launches, if the recipe asks for it."""
+    if values.kernels != "triton" or channels != 3:
+        return None
+    from moco.data.fused import FusedViews
+
+    return FusedViews(views, torch.bfloat16 if values.precision == "bfloat16" else torch.float32)
 
 
 def _try_out(net: encoder.Encoder, values: recipe.Recipe, channels: int, device: torch.device) -> None:

@@ -274,6 +274,8 @@ class Recipe:
     """Parts in which the query batch passes the encoder, to save memory; results stay the same."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoders; auto takes bfloat16 where the processor has it in hardware."""
+    kernels: Literal["torch", "triton"] = "torch"
+    """Parts of a step on a GPU: torch's operations, or fused ones of this package (see docs/speed.md)."""
     seed: int = 0
     """Of every random choice."""
     monitor: Monitor = field(default_factory=Monitor)
@@ -286,6 +288,7 @@ class Recipe:
 
     def __post_init__(self):
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        _one_of("kernels", self.kernels, ("torch", "triton"))
         _require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
         _require(
             (self.epochs is None) != (self.iterations is None),

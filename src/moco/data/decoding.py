@@ -149,12 +149,15 @@ class Crops:
                 crop = self.views.unit(crop, image.dtype)
             self.pixels[view, row] = crop.flip(-1) if self.parameters[view].flip[row] else crop
 
-    def crops(self) -> list[Tensor]:
-        """Both views' crops, in [0, 1], once they are done."""
+    def moved(self) -> list[Tensor]:
+        """Both views' crops on the device, 8-bit or in [0, 1], once they are done."""
         for future in self.futures:
             future.result()
-        moved = [view.to(self.device, non_blocking=True) for view in self.pixels]
-        return [self.views.unit(view) if view.dtype == torch.uint8 else view for view in moved]
+        return [view.to(self.device, non_blocking=True) for view in self.pixels]
+
+    def crops(self) -> list[Tensor]:
+        """Both views' crops, in [0, 1], once they are done."""
+        return [self.views.unit(view) if view.dtype == torch.uint8 else view for view in self.moved()]
 
     def unreadable(self) -> tuple[tuple[str, str], ...]:
         """Name and reason of the images met that cannot be read, in the order of their indices."""

@@ -4,6 +4,7 @@ import functools
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from moco.data.source import ArraySource, Source
 from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 from moco.world import Solo, World
+
+if TYPE_CHECKING:
+    from moco.data.fused import FusedViews
 
 _AHEAD = 2  # batches decoded before they are asked for
 
@@ -41,6 +45,7 @@ class Loader:
         workers: decoding threads, for sources that are not in memory.
         world: the processes that share each batch; this one makes its own share only.
         window: shards that are read at a time, for images in shards; None draws from all images.
+        fused: makes the views in their stead, where there is a kernel for the device.
 
     Raises:
         ValueError: if there are fewer images than one batch takes, no worker, or a window without shards.
@@ -57,6 +62,7 @@ class Loader:
         workers: int = 2,
         world: World | None = None,
         window: int | None = None,
+        fused: "FusedViews | None" = None,
     ):
         if len(source) < batch:
             raise ValueError(
@@ -66,7 +72,7 @@ class Loader:
         if workers < 1:
             raise ValueError(f"workers must be at least 1 thread, got {workers}")
         self.source, self.views, self.batch_size, self.seed = source, views, batch, seed
-        self.device, self.workers = torch.device(device), workers
+        self.device, self.workers, self.fused = torch.device(device), workers, fused
         self.steps_per_epoch = len(source) // batch
         self._windowed = None
         if window is not None:
@@ -101,9 +107,14 @@ class Loader:
         if self._pixels is not None:
             for step in range(start, stop):
                 index, parameters = self._plan(step)
-                images = self.views.unit(self._pixels[torch.from_numpy(index).to(self.device)])
-                crops = [self.views.geometry(images, p) for p in parameters]
-                yield self._finish(step, index, crops, parameters)
+                here = torch.from_numpy(index).to(self.device)
+                if self.fused is not None:
+                    made = [self.fused.of_pixels(self._pixels, here, p) for p in parameters]
+                else:
+                    images = self.views.unit(self._pixels[here])
+                    crops = [self.views.geometry(images, p) for p in parameters]
+                    made = list(map(self.views.photometry, crops, parameters))
+                yield self._batch(step, index, made)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         pending: deque[Crops] = deque()
@@ -112,8 +123,11 @@ class Loader:
                 while len(pending) <= _AHEAD and step + len(pending) < stop:
                     pending.append(self._crops(step + len(pending), pool))
                 work = pending.popleft()
-                crops = work.crops()  # settles which images it is made of
-                yield self._finish(step, work.index, crops, work.parameters, work.unreadable())
+                if self.fused is not None:  # either settles which images the batch is made of
+                    made = list(map(self.fused.of_crops, work.moved(), work.parameters))
+                else:
+                    made = list(map(self.views.photometry, work.crops(), work.parameters))
+                yield self._batch(step, work.index, made, work.unreadable())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -140,16 +154,11 @@ class Loader:
         draws = chance.uniform(self.seed, "replacement", np.array([index]), ATTEMPTS, step=epoch)
         return int(draws[0, attempt - 1] * len(self.source))
 
-    def _finish(
-        self,
-        step: int,
-        index: np.ndarray,
-        crops: list[Tensor],
-        parameters: list[Parameters],
-        unreadable: tuple[tuple[str, str], ...] = (),
+    def _batch(
+        self, step: int, index: np.ndarray, views: list[Tensor], unreadable: tuple[tuple[str, str], ...] = ()
     ) -> Batch:
-        """Photometric changes, on the device and on whole batches."""
-        first, second = map(self.views.photometry, crops, parameters)
+        """Views with what identifies them."""
+        first, second = views
         orders = [
             torch.from_numpy(
                 chance.permute(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from moco.recipe import Recipe
 from moco.recipes.imagenet import instagram, photos, v1, v2
-from moco.recipes.small import cifar, cifar_symmetric, cpu, demo
+from moco.recipes.small import cifar, cifar_fast, cifar_symmetric, cpu, demo
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
@@ -12,6 +12,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "photos": photos,
     "cifar": cifar,
     "cifar-symmetric": cifar_symmetric,
+    "cifar-fast": cifar_fast,
     "v1": v1,
     "v2": v2,
     "instagram": instagram,

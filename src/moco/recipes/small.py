@@ -40,6 +40,29 @@ def cifar_symmetric() -> Recipe:
     )
 
 
+def cifar_fast() -> Recipe:
+    """The CIFAR-10 demo's network to the demo's accuracy in less time; a guess, not run on a GPU.
+
+    Run: moco pretrain cifar-fast --data CIFAR10 --out RUN
+
+    What is meant to save time, of means that the package has anyway: a symmetric loss, which does for
+    80 epochs about what 160 do (the demo: "symmetric behaves like 2x epochs") and makes the images' views
+    half as often; views of 24 pixels, measured at 32, for 56 % of the work (on two cores they did
+    more in equal time, docs/log.md); half as large a learning rate again as `cifar-symmetric`, after
+    a warm-up; bfloat16 where the device has it. About 0.45 of the multiplications of `cifar`.
+    """
+    return replace(
+        cifar(),
+        name="cifar-fast",
+        symmetric=True,
+        views=replace(SMALL, size=24, eval_size=32, scale=(0.2, 1.0)),
+        optimizer=SGD(lr=0.09, weight_decay=2.5e-4),
+        schedule=Cosine(warmup=2),
+        epochs=80,
+        monitor=Monitor(every=10),
+    )
+
+
 def cpu() -> Recipe:
     """A narrow, shallow ResNet for images of about 32 pixels, on two processor cores.
 
