@@ -75,6 +75,8 @@ def table(name: str) -> str:
         return steps(values)
     if "row" in values:
         return planned(values)
+    if "protocols" in values:
+        return protocols(values)
     if "label_rounds" in values:
         return labelling(values)
     knn, count = values["knn"], len(values["seeds"])
@@ -191,6 +193,20 @@ def steps(values: dict[str, Any]) -> str:
         worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
     return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])
+
+
+def protocols(values: dict[str, Any]) -> str:
+    """Linear classification of one run's features by each protocol."""
+    lines = ["| linear classification | top-1, % | top-5, % |", "|---|---|---|"]
+    for row in values["protocols"]:
+        top5 = f"{row['top5']:.1f}" if "top5" in row else ""
+        lines.append(f"| {row['name']} | {row['top1']:.1f} | {top5} |")
+    lines.append("")
+    lines.append(
+        f"`{values['command']}` after recipe `{values['recipe']}`, {values['epochs']} epochs, seed 0: "
+        f"{values['images']:,} training and {values['test_images']:,} test images; {values['hardware']}."
+    )
+    return "\n".join(lines)
 
 
 def planned(values: dict[str, Any]) -> str:
