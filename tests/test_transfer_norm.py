@@ -52,10 +52,10 @@ def together(count, work):
 
 
 def layer(world, dtype=torch.float64):
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # not the global one, which the threads share
     norm = SyncedBatchNorm2d(3, world).to(dtype)
-    nn.init.normal_(norm.weight)
-    nn.init.normal_(norm.bias)
+    nn.init.normal_(norm.weight, generator=generator)
+    nn.init.normal_(norm.bias, generator=generator)
     return norm
 
 
