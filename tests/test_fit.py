@@ -3,8 +3,10 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moco.cli import main
 from moco.embeddings import Embeddings
@@ -144,7 +146,7 @@ def test_every_image_gets_a_class_and_the_next_round_takes_up_the_last(tmp_path)
         fit(bank, {"0.png": "cat"})
 
 
-def test_the_command(finished, tmp_path, capsys):  # noqa: F811
+def test_the_command(finished, tmp_path, capsys, monkeypatch):  # noqa: F811
     out, data = finished
     few = tmp_path / "few.csv"
     few.write_text("name,label\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(10)))
@@ -159,8 +161,38 @@ def test_the_command(finished, tmp_path, capsys):  # noqa: F811
         main(["fit", str(out), str(few), "--data", data, "--out", str(tmp_path / "fit"), "--json"])
     row = json.loads(capsys.readouterr().out)
     assert (row["labelled"], row["accuracy"]) == (2, None)
-    few.write_text("name,label\n0,a\n")
+    monkeypatch.setattr("moco.embeddings.embed", lambda *_, **__: pytest.fail("images were encoded"))
+    for wrong in "0,a\n", "0,a\n999,b\n":
+        few.write_text(f"name,label\n{wrong}")
+        with pytest.raises(SystemExit) as left:
+            main(["fit", str(out), str(few), "--data", data, "--out", str(tmp_path / "none")])
+        assert left.value.code == 2
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_labelled_image_that_cannot_be_read_is_left_out_and_named(finished, tmp_path, capsys):  # noqa: F811
+    out, _ = finished
+    for i in range(12):
+        shade = np.full((16, 16, 3), 20 * i, np.uint8)
+        Image.fromarray(shade).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "03.png").write_bytes((tmp_path / "03.png").read_bytes()[:60])
+    few = tmp_path / "few.csv"
+    few.write_text("name,label\n" + "".join(f"{i:02}.png,{'ab'[i % 2]}\n" for i in range(6)))
     with pytest.raises(SystemExit) as left:
-        main(["fit", str(out), str(few), "--data", data, "--out", str(tmp_path / "none")])
-    assert left.value.code == 2
-    assert not (tmp_path / "none").exists()
+        main(
+            [
+                "fit",
+                str(out),
+                str(few),
+                "--data",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "fit"),
+                "--count",
+                "2",
+            ]
+        )
+    assert left.value.code == 0
+    said = capsys.readouterr()
+    assert "11 images, 2 classes from 5 labels" in said.out
+    assert "1 labelled image could not be read, such as 03.png" in said.err

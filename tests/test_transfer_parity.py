@@ -62,10 +62,11 @@ def ours(kind):
 def theirs(kind):
     from detectron2.config import get_cfg
     from detectron2.layers import get_norm
-    from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+    from detectron2.modeling import ROI_HEADS_REGISTRY as HEADS
+    from detectron2.modeling import build_model
     from detectron2.modeling.roi_heads import Res5ROIHeads
 
-    if "ExtraNormHeads" not in ROI_HEADS_REGISTRY:
+    if "ExtraNormHeads" not in HEADS:
 
         class ExtraNormHeads(Res5ROIHeads):
             @classmethod
@@ -75,7 +76,7 @@ def theirs(kind):
                 values["res5"] = nn.Sequential(*values["res5"], get_norm("BN", channels))
                 return values
 
-        ROI_HEADS_REGISTRY.register(ExtraNormHeads)
+        HEADS.register(ExtraNormHeads)
     cfg = get_cfg()
     m = cfg.MODEL
     m.DEVICE, m.META_ARCHITECTURE, m.WEIGHTS = "cpu", "GeneralizedRCNN", ""

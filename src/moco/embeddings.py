@@ -72,9 +72,12 @@ def embed(
         images = plain_batches(source, weights.views, part, batch=batch, device=device, unreadable=unreadable)
         features = getattr(extract(weights.encoder, images), layer)
         numbers = [i for place, i in enumerate(part.tolist()) if place not in unreadable]
-        plain = isinstance(source, ArraySource)  # rows of an array are called by their numbers
-        names = [str(i) if plain else source.sample_name(i) for i in numbers]
-        yield Embeddings(names, [labels[i] for i in numbers], features)
+        yield Embeddings([image_name(source, i) for i in numbers], [labels[i] for i in numbers], features)
+
+
+def image_name(source: Source, i: int) -> str:
+    """What an image is called in tables: its path below the folder, or its number in an array."""
+    return str(i) if isinstance(source, ArraySource) else source.sample_name(i)
 
 
 def image_labels(source: Source) -> list[str]:

@@ -80,6 +80,28 @@ def read_labels(paths: Sequence[str | Path]) -> dict[str, str]:
     return labels
 
 
+def classes_of(given: dict[str, str], names: Sequence[str]) -> list[str]:
+    """The classes that labels speak of, in order.
+
+    Args:
+        given: labels by image name.
+        names: of all images.
+
+    Raises:
+        ValueError: if a name is unknown, or there are fewer than two classes.
+    """
+    known = set(names)
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(
+            f"{len(unknown)} of the {len(given)} labelled images are not among the {len(names):,} images, "
+            f"such as {unknown[0]}; they are called like {names[0]}"
+        )
+    classes = sorted(set(given.values()), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w))
+    if len(classes) < 2:
+        raise ValueError(f"labels of at least 2 classes are needed, got {', '.join(classes) or 'none'}")
+    return classes
+
+
 def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int = 0) -> Fit:
     """Learn classes from the labels given, and give every image one.
 
@@ -90,17 +112,10 @@ def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int =
         seed: of the images looked at when there are very many.
 
     Raises:
-        ValueError: if a name is unknown, or fewer than two classes were given.
+        ValueError: see `classes_of`.
     """
+    classes = classes_of(given, bank.names)
     place = {name: i for i, name in enumerate(bank.names)}
-    if unknown := [name for name in given if name not in place]:
-        raise ValueError(
-            f"{len(unknown)} of the {len(given)} labelled images are not among the {len(place):,} images, "
-            f"such as {unknown[0]}; they are called like {bank.names[0]}"
-        )
-    classes = sorted(set(given.values()), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w))
-    if len(classes) < 2:
-        raise ValueError(f"labels of at least 2 classes are needed, got {', '.join(classes) or 'none'}")
     labels = torch.full((len(bank.names),), -1)
     for name, label in given.items():
         labels[place[name]] = classes.index(label)

@@ -11,6 +11,7 @@ from torch import Tensor
 from moco import chance
 from moco.evaluate.logistic import (
     PENALTIES,
+    centre_and_scale,
     check_finite,
     logistic_regression,
     scores,
@@ -80,8 +81,7 @@ def fit_head(
         raise ValueError(f"a classifier needs at least 2 classes, got {classes}")
     if not bool((counts > 0).all()):
         raise ValueError(f"class {int(counts.argmin())} has no labelled image")
-    centre = features.mean(0)
-    scale = (features - centre).square().mean().sqrt().clamp(min=1e-12)
+    centre, scale = centre_and_scale(features)
     standard = ((features - centre) / scale)[None]
     folds = stratified_folds(labels[None], classes)
     penalty, temperature, right = penalties[len(penalties) // 2], 1.0, None

@@ -92,9 +92,14 @@ def standardise(
     One scale serves all dimensions: dividing each by its own deviation would make noise of those
     that hardly vary as loud as the rest.
     """
-    centre = features.mean(0)
-    scale = (features - centre).square().mean().sqrt().clamp(min=1e-12)
+    centre, scale = centre_and_scale(features)
     return tuple((f - centre) / scale for f in (features, *others))
+
+
+def centre_and_scale(features: Float[Tensor, "M D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, ""]]:
+    """What `standardise` takes away and divides by."""
+    centre = features.mean(0)
+    return centre, (features - centre).square().mean().sqrt().clamp(min=1e-12)
 
 
 def fit_predict(
