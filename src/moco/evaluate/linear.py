@@ -112,7 +112,7 @@ def train_linear(
         for index in order.to(features.device).split(protocol.batch):
             x = view[index]
             slopes = torch.mm(weight, x.T).add_(bias).view(settings, classes, -1).softmax(1)
-            F.threshold_(slopes, _NOTHING, 0)
+            F.threshold(slopes, _NOTHING, 0, inplace=True)
             slopes -= F.one_hot(labels[index], classes).T
             slopes = slopes.view(settings * classes, -1).mul_(rate / len(x))
             moves[0].addmm_(slopes, x, beta=protocol.momentum)
