@@ -6,6 +6,7 @@ Boxes are those of torchvision's `RandomResizedCrop`; pixels are those of its bi
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -34,31 +35,32 @@ def crop_boxes(
     Returns:
         Top, left, height and width of each box, pixels.
     """
-    area_draw, ratio_draw, top_draw, left_draw = draws.view(-1, ATTEMPTS, 4).unbind(2)
-    heights, widths = heights[:, None], widths[:, None]
-    area = heights * widths * (scale[0] + (scale[1] - scale[0]) * area_draw)
+    area_draw, ratio_draw, top_draw, left_draw = np.moveaxis(draws.numpy().reshape(-1, ATTEMPTS, 4), 2, 0)
+    rows, columns = heights.numpy()[:, None], widths.numpy()[:, None]
+    area = rows * columns * (scale[0] + (scale[1] - scale[0]) * area_draw)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(low + (high - low) * ratio_draw)
-    width = torch.sqrt(area * aspect).round().long()
-    height = torch.sqrt(area / aspect).round().long()
-    fits = (width > 0) & (width <= widths) & (height > 0) & (height <= heights)
+    aspect = np.exp(low + (high - low) * ratio_draw)
+    width = np.sqrt(area * aspect).round().astype(np.int64)
+    height = np.sqrt(area / aspect).round().astype(np.int64)
+    fits = (width > 0) & (width <= columns) & (height > 0) & (height <= rows)
 
-    top = (top_draw * (heights - height + 1)).long()
-    left = (left_draw * (widths - width + 1)).long()
-    boxes = torch.stack([top, left, height, width], dim=2)
-    first = fits.int().argmax(1)
-    chosen = boxes[torch.arange(len(boxes)), first]
-    return torch.where(fits.any(1, keepdim=True), chosen, _central_boxes(heights, widths, ratio))
+    each, first = np.arange(len(fits)), fits.argmax(1)
+    width, height = width[each, first], height[each, first]
+    top = (top_draw[each, first] * (rows[:, 0] - height + 1)).astype(np.int64)
+    left = (left_draw[each, first] * (columns[:, 0] - width + 1)).astype(np.int64)
+    boxes = np.stack([top, left, height, width], axis=1)
+    found = fits[each, first]
+    if not found.all():
+        boxes[~found] = _central_boxes(rows[~found, 0], columns[~found, 0], ratio)
+    return torch.from_numpy(boxes)
 
 
-def _central_boxes(heights: Tensor, widths: Tensor, ratio: tuple[float, float]) -> Tensor:
+def _central_boxes(heights: np.ndarray, widths: np.ndarray, ratio: tuple[float, float]) -> np.ndarray:
     """The central box of each image that comes closest to its whole and keeps within the ratio."""
     aspect = widths / heights
-    width = torch.where(aspect > ratio[1], (heights * ratio[1]).round().long(), widths)
-    height = torch.where(aspect < ratio[0], (widths / ratio[0]).round().long(), heights)
-    top = torch.div(heights - height, 2, rounding_mode="floor")
-    left = torch.div(widths - width, 2, rounding_mode="floor")
-    return torch.cat([top, left, height, width], dim=1)
+    width = np.where(aspect > ratio[1], (heights * ratio[1]).round().astype(np.int64), widths)
+    height = np.where(aspect < ratio[0], (widths / ratio[0]).round().astype(np.int64), heights)
+    return np.stack([(heights - height) // 2, (widths - width) // 2, height, width], axis=1)
 
 
 def resize(image: Shaped[Tensor, "channels H W"], height: int, width: int) -> Shaped[Tensor, "channels h w"]:

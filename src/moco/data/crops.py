@@ -9,10 +9,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from moco import chance
-from moco.data.crop import resize
-from moco.data.encoded import looking
+from moco.data.decoding import Crops, ahead
 from moco.data.source import ArraySource, Source
-from moco.data.views import Parameters, Views
+from moco.data.unreadable import Unreadable
+from moco.data.views import Views
 
 _VIEW = 2  # 0 and 1 are the pretext task's query and key
 
@@ -45,31 +45,35 @@ def crop_batches(
         device: where the batches go.
         drop_last: leave out a last, incomplete batch.
         workers: decoding threads.
+
+    Raises:
+        Unreadable: if an image cannot be read.
     """
     count = len(indices)
     order = torch.from_numpy(chance.permute(np.arange(count), count, seed, "crop order", step=epoch))
-    end = count - count % batch if drop_last else count
-    with ThreadPoolExecutor(workers) as pool:
-        for places in order[:end].split(batch):
+    batches = order[: count - count % batch if drop_last else count].split(batch)
+    if isinstance(source, ArraySource):
+        for places in batches:
             index = indices[places]
-            parameters = views.draw(seed, epoch, index.numpy(), _VIEW)
-            if isinstance(source, ArraySource):
-                images = views.unit(source.pixels[index].to(device))
-                images = views.geometry(images, parameters)
-            else:
-                rows = range(len(index))
-                read = [pool.submit(_crop, source, views, int(index[row]), parameters, row) for row in rows]
-                images = torch.stack([future.result() for future in read]).to(device)
-                images = views.unit(images) if images.dtype == torch.uint8 else images
-            yield views.normalise(images), labels[places].to(device)
+            images = views.unit(source.pixels[index].to(device))
+            crops = views.geometry(images, views.draw(seed, epoch, index.numpy(), _VIEW))
+            yield views.normalise(crops), labels[places].to(device)
+        return
+    known: dict[int, Unreadable] = {}
 
+    def refuse(index: int, _: int) -> int:
+        raise known[index]
 
-def _crop(source: Source, views: Views, index: int, parameters: Parameters, row: int) -> Tensor:
-    own = parameters.take(slice(row, row + 1))
-    size = views.augmentation.size
-    with looking(source, index) as image:
-        height, width = (torch.tensor([extent]) for extent in image.shape[1:])
-        top, left, h, w = views.boxes(own, height, width)[0].tolist()
-        crop = resize(image[:, top : top + h, left : left + w], size, size)
-    crop = crop if image.dtype == torch.uint8 else views.unit(crop, image.dtype)
-    return crop.flip(-1) if own.flip else crop
+    def crop(places: Tensor) -> Crops:
+        index = indices[places].numpy()
+        return Crops(
+            source, views, index, [views.draw(seed, epoch, index, _VIEW)], replacement=refuse,
+            known=known, pool=pool, workers=workers, device=device,
+        )  # fmt: skip
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for places, work in zip(batches, ahead(map(crop, batches)), strict=True):
+            yield views.normalise(work.crops()[0]), labels[places].to(device)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

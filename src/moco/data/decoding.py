@@ -1,6 +1,7 @@
-"""From encoded images to the crops of two views: decoded once, by threads."""
+"""From encoded images to the crops of their views: decoded once, by threads."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -14,18 +15,19 @@ from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 
 ATTEMPTS = 10  # images drawn in place of one that cannot be read, before the run gives up
+_AHEAD = 2  # batches decoded before they are asked for
 _HELD = 1 << 24  # bytes of files that a thread has open at a time, and one more
 
 
 class Crops:
-    """The crops of one step, in the making; of 8-bit images they stay 8-bit until they are on the device.
+    """The crops of one batch, in the making; of 8-bit images they stay 8-bit until they are on the device.
 
     Args:
         source: the images.
         views: says where to crop.
         index: (N,) sample indices; unreadable ones are replaced in it.
-        parameters: of the two views.
-        replacement: (index, attempt) to the image that takes an unreadable one's place.
+        parameters: of each view.
+        replacement: (index, attempt) to the image that takes an unreadable one's place, or an error.
         known: unreadable images met so far, by index; added to.
         pool: of threads, `workers` of them.
         device: where the crops are wanted.
@@ -48,7 +50,7 @@ class Crops:
         self.replacement, self.known, self.device = replacement, known, device
         self.met: dict[int, Unreadable] = {}
         size = views.augmentation.size
-        shape = (2, len(index), source.channels, size, size)
+        shape = (len(parameters), len(index), source.channels, size, size)
         dtype = torch.uint8 if source.dtype == torch.uint8 else torch.float32
         self.pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
         rows = np.array_split(np.arange(len(index)), min(4 * workers, len(index)))
@@ -108,7 +110,7 @@ class Crops:
                     self._crop(row, image, boxes[:, place], 1, 1)
         return failed
 
-    def _decode(self, opened: Opened, row: int, boxes: Tensor) -> bool:
+    def _decode(self, opened: Opened, row: int, boxes: np.ndarray) -> bool:
         """Make the crops of an opened image, if it can be decoded."""
         source, index = self.source, int(self.index[row])
         assert isinstance(source, EncodedSource)
@@ -129,16 +131,14 @@ class Crops:
     def _note(self, index: int, error: Unreadable) -> None:
         self.met[index] = self.known[index] = error
 
-    def _boxes(self, rows: np.ndarray, extents: list[tuple[int, int]]) -> Tensor:
-        """(2 views, rows, 4): top, left, height and width in images of these heights and widths."""
+    def _boxes(self, rows: np.ndarray, extents: list[tuple[int, int]]) -> np.ndarray:
+        """(views, rows, 4): top, left, height and width in images of these heights and widths."""
         heights, widths = torch.tensor(extents).view(-1, 2).unbind(1)
         chosen = torch.from_numpy(rows)
-        return torch.stack(
-            [self.views.boxes(parameters.take(chosen), heights, widths) for parameters in self.parameters]
-        )
+        return np.stack([self.views.boxes(p.take(chosen), heights, widths).numpy() for p in self.parameters])
 
-    def _crop(self, row: int, image: Tensor, boxes: Tensor, down: float, across: float) -> None:
-        """Both crops of an image that was decoded at these shares of its height and width."""
+    def _crop(self, row: int, image: Tensor, boxes: np.ndarray, down: float, across: float) -> None:
+        """The crops of an image that was decoded at these shares of its height and width."""
         size = self.views.augmentation.size
         for view, (top, left, height, width) in enumerate(boxes.tolist()):
             top, bottom = round(top * down), round((top + height) * down)
@@ -150,18 +150,28 @@ class Crops:
             self.pixels[view, row] = crop.flip(-1) if self.parameters[view].flip[row] else crop
 
     def moved(self) -> list[Tensor]:
-        """Both views' crops on the device, 8-bit or in [0, 1], once they are done."""
+        """Every view's crops on the device, 8-bit or in [0, 1], once they are done."""
         for future in self.futures:
             future.result()
         return [view.to(self.device, non_blocking=True) for view in self.pixels]
 
     def crops(self) -> list[Tensor]:
-        """Both views' crops, in [0, 1], once they are done."""
+        """Every view's crops, in [0, 1], once they are done."""
         return [self.views.unit(view) if view.dtype == torch.uint8 else view for view in self.moved()]
 
     def unreadable(self) -> tuple[tuple[str, str], ...]:
         """Name and reason of the images met that cannot be read, in the order of their indices."""
         return tuple((error.name, error.reason) for _, error in sorted(self.met.items()))
+
+
+def ahead(batches: Iterable[Crops]) -> Iterator[Crops]:
+    """The same batches, each begun while those before it are still in use."""
+    pending: deque[Crops] = deque()
+    for crops in batches:
+        pending.append(crops)
+        if len(pending) > _AHEAD:
+            yield pending.popleft()
+    yield from pending
 
 
 def _size(image: Opened | Tensor | None) -> int:
@@ -178,7 +188,7 @@ def _extent(image: Opened | Tensor | None) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _shrink(kind: str, boxes: Tensor, size: int) -> int:
+def _shrink(kind: str, boxes: np.ndarray, size: int) -> int:
     """The largest factor by which a JPEG may be reduced as it is decoded, so that no crop is enlarged."""
     if kind != "JPEG":
         return 1

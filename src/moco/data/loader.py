@@ -1,7 +1,6 @@
 """Batches as a pure function of the step: order, views and shuffles are keyed draws."""
 
 import functools
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from torch import Tensor
 from moco import chance
 from moco.batch import Batch
 from moco.data.crop import resize
-from moco.data.decoding import ATTEMPTS, Crops
+from moco.data.decoding import ATTEMPTS, Crops, ahead
 from moco.data.encoded import looking
 from moco.data.order import WindowedOrder
 from moco.data.source import ArraySource, Source
@@ -24,8 +23,6 @@ from moco.world import Solo, World
 
 if TYPE_CHECKING:
     from moco.data.fused import FusedViews
-
-_AHEAD = 2  # batches decoded before they are asked for
 
 
 class Loader:
@@ -117,12 +114,9 @@ class Loader:
                 yield self._batch(step, index, made)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
-        pending: deque[Crops] = deque()
         try:
-            for step in range(start, stop):
-                while len(pending) <= _AHEAD and step + len(pending) < stop:
-                    pending.append(self._crops(step + len(pending), pool))
-                work = pending.popleft()
+            works = ahead(self._crops(step, pool) for step in range(start, stop))
+            for step, work in zip(range(start, stop), works, strict=True):
                 if self.fused is not None:  # either settles which images the batch is made of
                     made = list(map(self.fused.of_crops, work.moved(), work.parameters))
                 else:
