@@ -169,6 +169,11 @@ def test_the_command_writes_lists_that_pretrain_takes(tmp_path, capsys):
     assert np.asarray(Image.open(out / "views.png")).std() > 5
     call("doctor", data, "--out", out, "--json")
     assert json.loads(capsys.readouterr().out)["readable"] == 28
+    (both := tmp_path / "both").mkdir()
+    photographs(both / "train", 6, ())
+    photographs(both / "test", 4, ())
+    call("doctor", both, "--out", tmp_path / "of-both", "--recipe", "cpu")  # their own test images
+    assert "test): 4 exact" in capsys.readouterr().out
     call("doctor", data, "--out", data, expect=2)
     assert "holds something else" in capsys.readouterr().err
     call("doctor", tmp_path / "none", expect=2)

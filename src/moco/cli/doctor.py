@@ -23,7 +23,7 @@ class Doctor:
     images: tyro.conf.Positional[str]
     """Images, as for pretrain."""
     against: str | None = None
-    """Test images, as for pretrain, that should not be among them."""
+    """Test images, as for pretrain, that should not be among them; None: their own, where there are any."""
     out: Path = Path("doctor")
     """Folder for doctor.json, quarantine.jsonl (for pretrain --quarantine) and views.png."""
     recipe: str = "photos"
@@ -50,7 +50,10 @@ def run(words: list[str]) -> int:
     if call.workers < 1:
         raise ValueError(f"workers must be at least 1 thread, got {call.workers}")
     source = open_source(locate(call.images), reading=call.reading)
-    against = None if call.against is None else _test_images(locate(call.against), call.reading)
+    if call.against is None:
+        against = open_source(locate(call.images), "test", reading=call.reading)
+    else:
+        against = _test_images(locate(call.against), call.reading)
     assert source is not None
     result = {"data": source.name} | report(source, against, workers=call.workers, progress=_progress)
     call.out.mkdir(parents=True, exist_ok=True)
