@@ -6,7 +6,7 @@ import torch
 from moco.build import build_encoder, resolve
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
-from moco.evaluate.knn import accuracy, knn, knn_predict
+from moco.evaluate.knn import _largest, accuracy, knn, knn_predict
 from moco.images import labelled
 from tiny import tiny_data, tiny_recipe
 
@@ -46,6 +46,16 @@ def test_equals_scikit_learn_unweighted():
     model = neighbours.KNeighborsClassifier(7, metric="cosine", algorithm="brute").fit(bank, labels)
     ours = knn_predict(queries, bank, labels, k=7, temperature=math.inf)
     assert ours.tolist() == model.predict(queries).tolist()
+
+
+@pytest.mark.parametrize(("width", "k"), [(3000, 100), (3007, 187), (3007, 188), (40, 40), (9, 1)])
+def test_the_largest_values_are_found_among_the_groups_of_largest_maximum(width, k):
+    values = torch.randn(5, width, generator=torch.Generator().manual_seed(width + k))
+    values[:, ::7] += 3  # large ones side by side in the strided groups
+    best, index = _largest(values, k)
+    torch.testing.assert_close(best, values.topk(k, dim=1).values, rtol=0, atol=0)
+    torch.testing.assert_close(values.gather(1, index), best, rtol=0, atol=0)
+    assert all(len(set(row)) == k for row in index.tolist())
 
 
 def test_separated_classes_are_all_right_and_shuffled_labels_are_chance():
