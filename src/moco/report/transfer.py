@@ -100,7 +100,8 @@ def _box(axis: Axes, box: Sequence[float], text: str, label: int, style: str) ->
         Rectangle((left, top), right - left, bottom - top, fill=False, ec=_colour(label), lw=1.2, ls=style)
     )
     patch = {"pad": 0.5, "color": _colour(label), "lw": 0}
-    axis.text(left, top, text, fontsize=6, color="white", va="bottom", clip_on=True, bbox=patch)
+    side = "bottom" if top > 0.06 * axis.get_ylim()[0] else "top"  # inside where there is no room above
+    axis.text(left, top, text, fontsize=6, color="white", va=side, clip_on=True, bbox=patch)
 
 
 def _colour(label: int) -> tuple[float, float, float, float]:
