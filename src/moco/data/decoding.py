@@ -50,9 +50,10 @@ class Crops:
         self.replacement, self.known, self.device = replacement, known, device
         self.met: dict[int, Unreadable] = {}
         size = views.augmentation.size
-        shape = (len(parameters), len(index), source.channels, size, size)
+        shape = (len(parameters), len(index), size, size, source.channels)  # as decoders lay pixels out
         dtype = torch.uint8 if source.dtype == torch.uint8 else torch.float32
-        self.pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        pixels = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+        self.pixels = pixels.permute(0, 1, 4, 2, 3)
         rows = np.array_split(np.arange(len(index)), min(4 * workers, len(index)))
         self.futures: list[Future] = [pool.submit(self._fill, chunk) for chunk in rows]
 
@@ -157,7 +158,8 @@ class Crops:
 
     def crops(self) -> list[Tensor]:
         """Every view's crops, in [0, 1], once they are done."""
-        return [self.views.unit(view) if view.dtype == torch.uint8 else view for view in self.moved()]
+        moved = self.moved()
+        return [self.views.unit(view) if view.dtype == torch.uint8 else view.contiguous() for view in moved]
 
     def unreadable(self) -> tuple[tuple[str, str], ...]:
         """Name and reason of the images met that cannot be read, in the order of their indices."""

@@ -124,7 +124,7 @@ class Views:
             kind: the type they had before they were resized, if that was another.
         """
         low, high = self.augmentation.range or (0, FULL[kind or images.dtype])
-        values = images.to(torch.float32, copy=True)
+        values = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return (values.sub_(low) if low else values).mul_(1 / (high - low))
 
     def normalise(self, images: Tensor) -> Tensor:
