@@ -62,7 +62,7 @@ class Torchvision(Target):
 
 
 class Timm(Target):
-    """A folder that `timm.create_model` opens by name, for any of timm's uses."""
+    """A folder that `timm.create_model` opens by name; of other widths, timm's network of given blocks."""
 
     name = "timm"
     reads_with = ("timm",)
@@ -71,7 +71,8 @@ class Timm(Target):
         if about["arch"].startswith("timm/"):
             return self._by_folder(folder)
         net = network(about, self.name)
-        _need_usual_width(net, about, self.name)
+        if net.width != 64:
+            return self._of_blocks(net, about, folder)
         if net.usual_stem:
             return self._by_folder(folder)
         options = "".join(f", {k}={tuple(v) if isinstance(v, list) else v}" for k, v in _timm(net)[1].items())
@@ -92,8 +93,44 @@ class Timm(Target):
             "features = model(images)",
         ]
 
+    def _of_blocks(self, net: Network, about: dict[str, Any], folder: Path) -> list[str]:
+        if net.width % 8 or net.groups != 1:
+            raise refusal(self.name, about, "its widths are multiples of 8, without groups")
+        deep = net.block is Bottleneck
+        kind, ratio = ("bottle", ", br=0.25") if deep else ("basic", "")
+        widths = [net.width * net.block.expansion * 2**n for n in range(len(net.layers))]
+        stages = ", ".join(
+            f'Block("{kind}", d={blocks}, c={width}, s={1 if width == widths[0] else 2}{ratio})'
+            for blocks, width in zip(net.layers, widths, strict=True)
+        )
+        stem, first = f"{net.kernel}x{net.kernel}", "model.stem.conv1.conv" if net.pool else "model.stem.conv"
+        changes = []
+        if net.stride != 2:
+            changes.append(f"{first}.stride = ({net.stride}, {net.stride})")
+        if net.padding != net.kernel // 2:
+            changes.append(f"{first}.padding = ({net.padding}, {net.padding})")
+        pool = "maxpool" if net.pool else ""
+        return [
+            "import timm",
+            "from timm.models.byobnet import ByobNet, ByoBlockCfg as Block, ByoModelCfg as Blocks",
+            f"stages = ({stages})",
+            f'blocks = Blocks(stages, stem_type="{stem}", stem_pool="{pool}", stem_chs={net.width})',
+            f"model = ByobNet(blocks, num_classes=0, in_chans={net.channels}).eval()",
+            *changes,
+            f"timm.models.load_checkpoint(model, {quoted(folder / 'model.safetensors')})",
+            "features = model(images)",
+        ]
+
     def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
         library, _, own = about["arch"].rpartition("/")
+        tensors = net.state_dict()
+        if library != "timm" and (shape := network(about, self.name)).width != 64:
+            _save(
+                {timm_block_name(n, shape): t for n, t in tensors.items()},
+                about,
+                folder / "model.safetensors",
+            )
+            return
         name, options = (own, {}) if library == "timm" else _timm(network(about, self.name))
         size = [about["channels"], about["size"], about["size"]]
         if about["channels"] != 3:
@@ -118,7 +155,26 @@ class Timm(Target):
             "moco": about,
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1))
-        _save(net.state_dict(), about, folder / "model.safetensors")
+        _save(tensors, about, folder / "model.safetensors")
+
+
+def timm_block_name(name: str, net: Network) -> str:
+    """A tensor's name in timm's network of given blocks.
+
+    Args:
+        name: torchvision's, such as layer2.0.downsample.1.weight.
+        net: the network.
+    """
+    first, _, rest = name.partition(".")
+    if first in ("conv1", "bn1"):
+        return f"stem.{'conv1.' if net.pool else ''}{first[:-1]}.{rest}"
+    block, part, rest = rest.split(".", 2)
+    stage = f"stages.{int(first.removeprefix('layer')) - 1}.{block}"
+    if part == "downsample":
+        number, _, rest = rest.partition(".")
+        return f"{stage}.shortcut.{('conv', 'bn')[int(number)]}.{rest}"
+    deep, place = net.block is Bottleneck, part[-1]
+    return f"{stage}.conv{place}_{'1x1' if deep and place != '2' else 'kxk'}.{part[:-1]}.{rest}"
 
 
 class HuggingFace(Target):

@@ -82,7 +82,7 @@ def refusal(target: str, about: dict[str, Any], reason: str) -> ValueError:
     width = f" of width {about['width']}" if about["width"] is not None else ""
     return ValueError(
         f"{target} cannot express {about['arch']}{width} with the {about['stem']} stem: {reason}; "
-        "--to onnx, torch and safetensors take every network"
+        "--to timm takes most widths, onnx, torch and safetensors every network"
     )
 
 
