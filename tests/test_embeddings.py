@@ -127,6 +127,24 @@ def test_search_finds_the_image_itself(finished, tmp_path, capsys):  # noqa: F81
     assert F.normalize(features, dim=1).shape == (40, 64)
 
 
+def test_images_that_cannot_be_read_are_left_out_and_named(finished, tmp_path, capsys):  # noqa: F811
+    out, _ = finished
+    for i in range(5):
+        Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    for name in "1.png", "3.png":
+        (tmp_path / name).write_bytes(b"no image")
+    table = tmp_path / "e.csv"
+    with pytest.raises(SystemExit, match="0"):
+        main(["embed", str(out), "--data", str(tmp_path), "--to", "csv", "--out", str(table)])
+    said = capsys.readouterr()
+    assert "3 images of" in said.out
+    assert "2 images could not be read, left out: 1.png, 3.png" in said.err
+    assert read_embeddings(table).names == ["0.png", "2.png", "4.png"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["search", str(out), str(tmp_path / "0.png"), "--data", str(tmp_path), "--k", "1"])
+    assert "2 images could not be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

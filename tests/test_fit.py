@@ -195,4 +195,4 @@ def test_a_labelled_image_that_cannot_be_read_is_left_out_and_named(finished, tm
     assert left.value.code == 0
     said = capsys.readouterr()
     assert "11 images, 2 classes from 5 labels" in said.out
-    assert "1 labelled image could not be read, such as 03.png" in said.err
+    assert "1 labelled image could not be read, left out: 03.png" in said.err

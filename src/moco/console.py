@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -70,6 +70,14 @@ class Terminal(Observer):
         if "accuracy" in row:
             text += f"  pretext {100 * row['accuracy']:.0f} %"
         return text if self.knn is None else f"{text}  kNN {self.knn:.1f} %"
+
+
+def tell_lost(names: Sequence[str], what: str = "image") -> None:
+    """Say which images could not be read and were left out, if any."""
+    if names:
+        many = f"{len(names):,} {what}{'s' if len(names) > 1 else ''}"
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        print(f"{many} could not be read, left out: {shown}", file=sys.stderr)
 
 
 def _duration(seconds: float) -> str:

@@ -41,7 +41,13 @@ class Embeddings:
 
 
 def embed(
-    weights: Weights, source: Source, *, layer: str = "trunk", indices: Tensor | None = None, batch: int = 500
+    weights: Weights,
+    source: Source,
+    *,
+    layer: str = "trunk",
+    indices: Tensor | None = None,
+    batch: int = 500,
+    lost: list[str] | None = None,
 ) -> Iterator[Embeddings]:
     """Features of a source's images, part by part and in order; those that cannot be read are left out.
 
@@ -51,6 +57,7 @@ def embed(
         layer: "trunk" (what is kept after pre-training) or "output" (the head's unit-length vectors).
         indices: which images; None takes all.
         batch: images per part.
+        lost: the names of those left out are added to it.
 
     Raises:
         ValueError: if there is no such layer, or the images have another number of channels.
@@ -72,6 +79,8 @@ def embed(
         images = plain_batches(source, weights.views, part, batch=batch, device=device, unreadable=unreadable)
         features = getattr(extract(weights.encoder, images), layer)
         numbers = [i for place, i in enumerate(part.tolist()) if place not in unreadable]
+        if lost is not None:
+            lost += [image_name(source, int(part[place])) for place in sorted(unreadable)]
         yield Embeddings([image_name(source, i) for i in numbers], [labels[i] for i in numbers], features)
 
 

@@ -36,7 +36,7 @@ class Embed:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Embed, args=words, prog="moco embed", config=FLAGS)
-    from moco.console import progress
+    from moco.console import progress, tell_lost
     from moco.embeddings import WRITERS, embed
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
@@ -45,14 +45,16 @@ def run(words: list[str]) -> int:
     source = images_of(weights, call.data, call.split)
     beside = call.weights if call.weights.is_dir() else call.weights.parent
     path = call.out if call.out is not None else beside / f"embeddings.{call.to}"
-    parts = embed(weights, source, layer=call.layer)
+    lost: list[str] = []
+    parts = embed(weights, source, layer=call.layer, lost=lost)
     first = next(parts)  # what does not fit is refused before a file is begun
     with WRITERS[call.to](path, len(source)) as writer, progress("images", len(source)) as advance:
         for part in itertools.chain([first], parts):
             writer.write(advance(part))
-    length = first.features.shape[1]
+    tell_lost(lost)
+    length, written = first.features.shape[1], len(source) - len(lost)
     if call.json:
-        print(json.dumps({"file": str(path), "images": len(source), "features": length}))
+        print(json.dumps({"file": str(path), "images": written, "features": length}))
     else:
-        print(f"{path}: {len(source):,} images of {source.name}, {length} features each")
+        print(f"{path}: {written:,} images of {source.name}, {length} features each")
     return 0

@@ -1,7 +1,6 @@
 """`moco fit`: from a few labels to a class for every image."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ class Fit:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Fit, args=words, prog="moco fit", config=FLAGS)
-    from moco.console import progress
+    from moco.console import progress, tell_lost
     from moco.embeddings import WRITERS, embed, image_name, joined, read_embeddings
     from moco.fit import classes_of, fit, read_labels, write
     from moco.launch import choose_device
@@ -47,11 +46,11 @@ def run(words: list[str]) -> int:
         weights = open_weights(call.weights, choose_device(call.device))
         source = images_of(weights, call.data)
         classes_of(given, [image_name(source, i) for i in range(len(source))])  # before any is encoded
+        lost: list[str] = []
         with progress("images", len(source)) as advance:
-            bank = joined(advance(part) for part in embed(weights, source))
-        if lost := sorted(set(given) - set(bank.names)):
-            images = "1 labelled image" if len(lost) == 1 else f"{len(lost)} labelled images"
-            print(f"{images} could not be read, such as {lost[0]}", file=sys.stderr)
+            bank = joined(advance(part) for part in embed(weights, source, lost=lost))
+        tell_lost(lost)
+        tell_lost(sorted(set(given) & set(lost)), "labelled image")
         given = {name: label for name, label in given.items() if name not in lost}
     found = fit(bank, given, count=call.count)
     beside = call.weights if call.weights.is_dir() else call.weights.parent

@@ -129,8 +129,8 @@ def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return
-    print(f"{result.steps:,} steps, {result.seconds:.0f} s: loss {result.loss:.3f}, "
-          f"pretext accuracy {100 * result.accuracy:.1f} %")  # fmt: skip
+    print(f"{result.steps:,} steps, loss {result.loss:.3f}, pretext accuracy {100 * result.accuracy:.1f} %; "
+          f"this call took {result.seconds:.0f} s")  # fmt: skip
     if result.knn:
         print(
             f"kNN accuracy, % (k = {result.knn['k']}, T = {result.knn['temperature']}, last step; on the "

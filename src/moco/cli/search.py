@@ -31,7 +31,7 @@ class Search:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Search, args=words, prog="moco search", config=FLAGS)
-    from moco.console import progress
+    from moco.console import progress, tell_lost
     from moco.data.decode import decode
     from moco.data.form import Form
     from moco.data.source import ArraySource
@@ -54,8 +54,10 @@ def run(words: list[str]) -> int:
             )
     else:
         source = images_of(weights, call.data, "train")
+        lost: list[str] = []
         with progress("images", len(source)) as advance:
-            bank = joined(advance(part) for part in embed(weights, source))
+            bank = joined(advance(part) for part in embed(weights, source, lost=lost))
+        tell_lost(lost)
     similarity, rows = (found[0].tolist() for found in nearest(query.features, bank.features, call.k))
     found = [
         {"name": bank.names[row], "label": bank.labels[row], "similarity": round(value, 4)}

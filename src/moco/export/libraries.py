@@ -123,39 +123,36 @@ class Timm(Target):
 
     def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
         library, _, own = about["arch"].rpartition("/")
+        config: dict[str, Any] = {"pretrained_cfg": _timm_input(about), "moco": about}
         tensors = net.state_dict()
-        if library != "timm" and (shape := network(about, self.name)).width != 64:
-            _save(
-                {timm_block_name(n, shape): t for n, t in tensors.items()},
-                about,
-                folder / "model.safetensors",
-            )
-            return
-        name, options = (own, {}) if library == "timm" else _timm(network(about, self.name))
-        size = [about["channels"], about["size"], about["size"]]
-        if about["channels"] != 3:
-            options = options | {"in_chans": about["channels"]}
-        data: dict[str, Any] = {
-            "input_size": size,
-            "interpolation": "bilinear",
-            "crop_pct": 7 / 8,
-            "mean": list(about["mean"]),
-            "std": list(about["std"]),
-            "num_classes": 0,
-            "license": about.get("licence", ""),
-        }
-        if library != "timm":
-            data |= {"fixed_input_size": False, "classifier": "fc"}
-            data["first_conv"] = "conv1" if about["channels"] == 3 else None
-        config = {
-            "architecture": name,
-            "num_classes": 0,
-            "model_args": options,
-            "pretrained_cfg": data,
-            "moco": about,
-        }
+        if library == "timm":
+            config |= {"architecture": own, "model_args": {}}
+        elif (shape := network(about, self.name)).width == 64:
+            name, options = _timm(shape)
+            config |= {"architecture": name, "model_args": options}
+            data = {"fixed_input_size": False, "classifier": "fc"}
+            config["pretrained_cfg"] |= data | {"first_conv": "conv1" if about["channels"] == 3 else None}
+        else:
+            tensors = {timm_block_name(name, shape): tensor for name, tensor in tensors.items()}
+        if "architecture" in config:
+            config["num_classes"] = 0
+            if about["channels"] != 3:
+                config["model_args"] |= {"in_chans": about["channels"]}
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         _save(tensors, about, folder / "model.safetensors")
+
+
+def _timm_input(about: dict[str, Any]) -> dict[str, Any]:
+    """What timm calls a data configuration: how images become inputs."""
+    return {
+        "input_size": [about["channels"], about["size"], about["size"]],
+        "interpolation": "bilinear",
+        "crop_pct": 7 / 8,
+        "mean": list(about["mean"]),
+        "std": list(about["std"]),
+        "num_classes": 0,
+        "license": about.get("licence", ""),
+    }
 
 
 def timm_block_name(name: str, net: Network) -> str:
