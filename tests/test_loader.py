@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from moco.data import loader
 from moco.data.augmentation import SMALL
+from moco.data.crop import resize
 from moco.data.encoded import FolderSource
 from moco.data.loader import Loader, plain_batches
 from moco.data.procedural import procedural
@@ -105,3 +107,16 @@ def test_measured_statistics_are_the_images():
     assert found.std == pytest.approx(values.std(1, correction=0).tolist(), abs=1e-4)
     constant = measure(ArraySource(torch.full((3, 1, 4, 4), 9, dtype=torch.uint8)))
     assert constant.std[0] > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (30, 2000), (2000, 30)])
+def test_a_very_long_image_is_measured_by_its_middle_without_being_enlarged_whole(shape, monkeypatch):
+    made = []
+    monkeypatch.setattr(loader, "resize", lambda image, *size: made.append(size) or resize(image, *size))
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    long = shape.index(max(shape)) + 1
+    image.narrow(long, max(shape) // 2 - 2 * min(shape), 4 * min(shape)).fill_(200)  # the middle
+    middle = loader._central(image, 64)
+    assert middle.shape == (3, 64, 64)
+    assert middle.unique().tolist() == [200]
+    assert max(made[0]) <= 4 * 73

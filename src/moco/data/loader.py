@@ -21,6 +21,8 @@ from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 from moco.world import Solo, World
 
+_LONG = 4  # times the short side: of longer images the middle is looked at
+
 if TYPE_CHECKING:
     from moco.data.fused import FusedViews
 
@@ -211,6 +213,9 @@ def plain_batches(
 def _central(image: Tensor, size: int) -> Tensor:
     if image.shape[1:] == (size, size):
         return image
+    for long in 1, 2:  # what is cut off below need not be enlarged first
+        if (spare := image.shape[long] - _LONG * image.shape[3 - long]) > 0:
+            image = image.narrow(long, spare // 2, image.shape[long] - spare)
     short = round(size * 8 / 7) if max(image.shape[1:]) > size else size
     least = min(image.shape[1:])
     height, width = (int(short * extent / least) for extent in image.shape[1:])
