@@ -49,10 +49,11 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--alone", action="store_true")
-    parser.add_argument("--cache", type=Path, default=Path("linear-grid.pt"))
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "linear-grid.pt")
     call = parser.parse_args()
     torch.set_num_threads(call.threads)
     if not call.cache.exists():
+        call.cache.parent.mkdir(parents=True, exist_ok=True)
         torch.save(features(call.data), call.cache)
     x, y, x_test, y_test = torch.load(call.cache)
     grid = [(lr, decay) for decay in WEIGHT_DECAYS for lr in LRS[:8]]
