@@ -1,6 +1,9 @@
 """Every command from end to end, and every wrong call: exit code 2, one sentence, nothing begun."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -51,6 +54,18 @@ def test_json_is_all_there_is_on_standard_output(run, capsys):
     assert json.loads(capsys.readouterr().out).keys() == RECIPES.keys()
     call("recipes", "v1", "--json")
     assert json.loads(capsys.readouterr().out)["batch"] == 256
+
+
+@pytest.mark.parametrize("words", [["--help"], ["recipes", "v2"], ["recipes", "--json"]], ids="-".join)
+def test_a_reader_that_stops_listening_ends_the_command_quietly(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "moco", *words], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141  # 128 and SIGPIPE, as of any other command
 
 
 def test_knn_takes_the_runs_images_or_others(run, capsys, tmp_path):

@@ -2,10 +2,12 @@
 
 Each command is a module of this package with a function `run`. Results go to standard output,
 progress to standard error. Exit codes: 0 done, 1 the run failed, 2 the call was wrong and nothing
-was begun, 75 saved and left because a signal asked for it (the same command goes on), 130 interrupted.
+was begun, 75 saved and left because a signal asked for it (the same command goes on), 130 interrupted,
+141 nobody reads the output any more.
 """
 
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -59,28 +61,40 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what is left of it
+        code = 141
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
     if words[:1] in (["--version"], ["-V"]):
         print(f"moco {__version__}")
-        sys.exit(0)
+        return 0
     if not words or words[0] in ("-h", "--help"):
         print(_help())
-        sys.exit(0)
+        return 0
     if words[0] not in COMMANDS:
-        _refuse(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+        return _refuse(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
     try:
-        sys.exit(importlib.import_module(f"moco.cli.{words[0].replace('-', '_')}").run(words[1:]))
+        return importlib.import_module(f"moco.cli.{words[0].replace('-', '_')}").run(words[1:])
+    except BrokenPipeError:
+        raise
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
-        _refuse(str(error))
+        return _refuse(str(error))
     except (FloatingPointError, ConnectionError, TimeoutError) as error:
         print(f"moco: the run failed: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except Exception as error:
         traceback.print_exc()
         print(f"moco: the run failed: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("moco: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        return 130
 
 
 def _help() -> str:
@@ -93,6 +107,6 @@ def _help() -> str:
     )
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(message: str) -> int:
     print(f"moco: {message}", file=sys.stderr)
-    sys.exit(2)
+    return 2
