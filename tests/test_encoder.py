@@ -48,6 +48,15 @@ def test_initial_weights_are_distributed_as_torchvisions():
             assert ours.get_parameter(name).std().item() == pytest.approx(tensor.std().item(), rel=0.1)
 
 
+def test_small_stems_first_layer_keeps_torchs_initial_values_as_in_the_released_demo():
+    """The demo puts a new first convolution into a network whose others have their values already."""
+    torch.manual_seed(0)
+    bound = 1 / (3 * 3 * 3) ** 0.5
+    weights = resnet("resnet18", stem="small").conv1.weight
+    assert weights.abs().max().item() <= bound
+    assert weights.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("stem", ["imagenet", "small", "small2"])
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_encoder_gives_unit_vectors(stem, channels):

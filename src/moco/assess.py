@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moco import recipe_file
-from moco.evaluate.diagnostics import diagnose, trend
+from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.features import pixels
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, few_label_curve, on_features
 from moco.evaluate.finetune import Classifier, FineTuning, predict, train_classifier
@@ -30,7 +30,6 @@ Say = Callable[[str], None]
 RAW_SIDE, RAW_DIRECTIONS = 24, 256
 _FEW_LABEL_STEPS = 200
 _FEW_LABEL_BATCH = 32
-DIAGNOSTIC_IMAGES = 2000
 
 
 def linear(
@@ -242,7 +241,7 @@ def counterpart(
 
 
 def diagnose_run(
-    out: str | Path, *, data: str | None = None, images: int = DIAGNOSTIC_IMAGES, device: str = "auto"
+    out: str | Path, *, data: str | None = None, images: int = PAIRS, device: str = "auto"
 ) -> dict[str, Any]:
     """The label-free measures of a run's newest checkpoint, and the trend of those in its journal.
 

@@ -12,7 +12,7 @@ from moco import chance, dictionary, encoder, kernels, keys, loss, recipe
 from moco.data.loader import Loader
 from moco.data.statistics import fitted
 from moco.data.views import Views
-from moco.evaluate.diagnostics import diagnose, trend
+from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.knn import knn
 from moco.images import Data, labelled, pairs
 from moco.training import schedule
@@ -219,7 +219,7 @@ def build(
     monitor = values.monitor
     knn_data = labelled(values, data, device, bank=monitor.bank, queries=monitor.queries)
 
-    views_of_held_out = pairs(values, data, device, count=monitor.queries)
+    views_of_held_out = pairs(values, data, device, count=min(monitor.queries, PAIRS))
 
     def measure_features(net: encoder.Encoder) -> Iterator[tuple[str, float]]:
         if knn_data is not None:

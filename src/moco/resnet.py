@@ -45,7 +45,8 @@ class ResNet(nn.Module):
         bn_group: images per batch-normalisation group (see `GroupedBatchNorm2d`).
 
     Source: He et al. 2016; stem of small images from the released CIFAR-10 demo. Initial values
-    are torchvision's: Kaiming normal (fan out) convolutions, no zero-initialised residuals.
+    are torchvision's: Kaiming normal (fan out) convolutions, no zero-initialised residuals. The
+    convolution of the small stem has `torch.nn.Conv2d`'s, because the demo puts it in afterwards.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ResNet(nn.Module):
         self.stages = [f"layer{number + 1}" for number in range(len(layers))]
         self.features = inputs
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not (stem == "small" and module is self.conv1):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moco.assess import DIAGNOSTIC_IMAGES, Say, by_training, counterpart, finished, raw_pixels, supervised
-from moco.evaluate.diagnostics import diagnose
+from moco.assess import Say, by_training, counterpart, finished, raw_pixels, supervised
+from moco.evaluate.diagnostics import PAIRS, diagnose
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
 from moco.evaluate.knn import accuracy
 from moco.evaluate.logistic import fit_predict
@@ -108,7 +108,7 @@ def verdict(
                 amounts=few, repeats=min(repeats, TRAINED_REPEATS), seed=setting.values.seed,
             )  # fmt: skip
     say("label-free diagnostics")
-    views = pairs(setting.values, setting.data, setting.device, count=DIAGNOSTIC_IMAGES)
+    views = pairs(setting.values, setting.data, setting.device, count=PAIRS)
     found = {start.name: dict(diagnose(start.encoder, views())) for start in (ours, untrained)}
     result = _conclude(setting, rows, [start.name for start in elsewhere])
     result |= {

@@ -13,6 +13,8 @@ from moco.encoder import Encoder
 from moco.evaluate.features import Features, extract
 from moco.evaluate.logistic import check_finite
 
+PAIRS = 2000
+"""Images whose two views are looked at, at most."""
 _ROWS = 2048  # of a similarity matrix held at once
 
 
