@@ -227,9 +227,9 @@ def _trial(
         for observer in observers:
             observer.say(sentence)
 
-    if (folder / "result.json").exists():
+    if (known := world.first(lambda: _known(folder))) is not None:
         say(f"trial {trial} is finished already")
-        return json.loads((folder / "result.json").read_text())
+        return known
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     say(
@@ -263,6 +263,12 @@ def _trial(
     if world.rank == 0:
         _write_trial(folder, measured, sets, result)
     return result
+
+
+def _known(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished trial."""
+    path = folder / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _write_trial(folder: Path, measured: Measured, sets: Sets, result: dict[str, Any]) -> None:
