@@ -403,7 +403,7 @@ def test_surface_precision(tmp_path, body):
         metric = Bodies(body)
         for example in examples.examples:
             metric.add(example, surfaces_found(example, **changes))
-        return metric.result()
+        return metric.judged.result()
 
     assert score()["AP"] == pytest.approx(100)
     assert score(part_shift=1)["AP"] == 0

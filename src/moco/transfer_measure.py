@@ -1,7 +1,7 @@
 """What a fine-tuned network is worth on the test split of its task."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -14,6 +14,7 @@ from moco.transfer.segmentation import Segmenter
 from moco.transfer.transforms import Sizes, label_image
 from moco.transfer_build import read_image, scaled
 from moco.transfer_recipe import TransferRecipe
+from moco.world import World
 
 
 @dataclass
@@ -31,16 +32,53 @@ class Measured:
     shown: list[tuple[Example, Any]] = field(default_factory=list)
 
 
+class Judge(Protocol):
+    """Takes in images one by one; what others took in can be added."""
+
+    def take(self, other: Any) -> None: ...
+
+    def result(self) -> dict[str, float]: ...
+
+
+@dataclass
+class Part:
+    """What was found in consecutive images of a split; parts taken in order are the whole.
+
+    Attributes:
+        rows: detections in COCO's result form, by kind.
+        boxes: detections of each image, where VOC's metric wants them.
+        judges: what compares while images pass, by what its percentages are called.
+        shown: place in the split and findings of images to look at.
+    """
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    boxes: list[Detections] = field(default_factory=list)
+    judges: dict[str, Judge] = field(default_factory=dict)
+    shown: list[tuple[int, Any]] = field(default_factory=list)
+
+    def take(self, other: "Part") -> None:
+        """Add the part that comes next."""
+        for kind, rows in self.rows.items():
+            rows += other.rows[kind]
+        self.boxes += other.boxes
+        for name, judge in self.judges.items():
+            judge.take(other.judges[name])
+        self.shown += other.shown
+
+
 def measure(
     values: TransferRecipe,
     model: Detector | Segmenter,
     examples: Examples,
     pixels: Pixels,
     device: torch.device,
+    world: World,
     *,
     pictures: int = 8,
 ) -> Measured:
     """Run a network over a split, one image at a time, and compare with the annotations.
+
+    Each process takes a share of the images; the table is the same on all, the rest is on the first.
 
     Args:
         values: the recipe, which knows test sizes and the metric.
@@ -48,6 +86,7 @@ def measure(
         examples: the split.
         pixels: normalisation.
         device: where the model is.
+        world: the processes.
         pictures: images to keep for looking at.
 
     Raises:
@@ -55,68 +94,91 @@ def measure(
         ModuleNotFoundError: if COCO's metrics are needed and faster-coco-eval is not there.
     """
     model.eval()
+    share = slice(*(len(examples) * edge // world.size for edge in (world.rank, world.rank + 1)))
     if isinstance(model, Segmenter):
-        return _pixels(model, examples, pixels, device, pictures)
-    return _objects(values, model, examples, pixels, device, pictures)
+        own = _pixels(model, examples, share, pixels, device, pictures)
+    else:
+        own = _objects(values, model, examples, share, pixels, device, pictures)
+    parts = world.assemble(own)
+    for part in parts[1:]:
+        parts[0].take(part)
+    table = world.first(lambda: _table(values, examples, parts[0]))
+    if not parts:
+        return Measured(table)
+    shown = [(examples.examples[place], found) for place, found in parts[0].shown]
+    return Measured(table, parts[0].rows, shown)
 
 
 def _pixels(
     model: Segmenter,
     examples: Examples,
+    share: slice,
     pixels: Pixels,
     device: torch.device,
     pictures: int,
-) -> Measured:
-    confusion, measured = Confusion(examples.classes), Measured()
-    for example, images in evaluation_images(examples, read_image, pixels, None):
+) -> Part:
+    confusion = Confusion(examples.classes)
+    part = Part(judges={"": confusion})
+    chosen = replace(examples, examples=examples.examples[share])
+    for place, (example, images) in enumerate(
+        evaluation_images(chosen, read_image, pixels, None), share.start
+    ):
         found = model.classes_of(images.to(device), [(example.height, example.width)])[0].cpu()
         confusion.add(label_image(str(example.semantic), examples.lookup), found)
-        if len(measured.shown) < pictures:
-            measured.shown.append((example, found))
-    measured.table = confusion.result()
-    return measured
+        if place < pictures:
+            part.shown.append((place, found))
+    return part
 
 
 def _objects(
     values: TransferRecipe,
     model: Detector,
     examples: Examples,
+    share: slice,
     pixels: Pixels,
     device: torch.device,
     pictures: int,
-) -> Measured:
+) -> Part:
     kinds = _kinds(values)
-    measured = Measured(rows={kind: [] for kind in kinds if kind in ("bbox", "segm", "keypoints")})
-    all_found: list[Detections] = []
+    part = Part(rows={kind: [] for kind in kinds if kind in ("bbox", "segm", "keypoints")})
     cities = cityscapes_metrics.Instances(examples.classes) if "cityscapes" in kinds else None
+    if cities is not None:
+        part.judges["mask "] = cities
     bodies = surface_metrics.Bodies.read(values.geodesic) if "surface" in kinds and values.geodesic else None
+    if bodies is not None:
+        part.judges["GPS "] = bodies.judged
     images = scaled(values.images)
     sizes = Sizes((images.test_short,), images.test_longest)
-    for example, batch in evaluation_images(examples, read_image, pixels, sizes, model.divisor):
+    chosen = replace(examples, examples=examples.examples[share])
+    for place, (example, batch) in enumerate(
+        evaluation_images(chosen, read_image, pixels, sizes, model.divisor), share.start
+    ):
         found = model.detect(batch.to(device), [(example.height, example.width)])[0]
-        for kind in measured.rows:
-            measured.rows[kind] += coco_metrics.rows(examples, example, found, kind)  # type: ignore[arg-type]
+        for kind in part.rows:
+            part.rows[kind] += coco_metrics.rows(examples, example, found, kind)  # type: ignore[arg-type]
         if "voc" in kinds:
-            all_found.append(found)
+            part.boxes.append(Detections(found.boxes, found.scores, found.labels).cpu())
         if cities is not None:
             cities.add(example, found)
         if bodies is not None:
             bodies.add(example, found)
-        if len(measured.shown) < pictures:
-            measured.shown.append((example, found))
-    if "voc" in kinds:
-        measured.table |= voc_metrics.evaluate(examples, all_found)
-    for kind, rows in measured.rows.items():
+        if place < pictures:
+            part.shown.append((place, found.cpu()))
+    return part
+
+
+def _table(values: TransferRecipe, examples: Examples, part: Part) -> dict[str, float]:
+    """Percentages by name."""
+    table = voc_metrics.evaluate(examples, part.boxes) if "voc" in _kinds(values) else {}
+    for kind, rows in part.rows.items():
         name = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}[kind]
-        table = coco_metrics.evaluate(
+        measured = coco_metrics.evaluate(
             examples, rows, kind, lvis=values.layout == "lvis", most=values.heads.most  # type: ignore[arg-type]
         )  # fmt: skip
-        measured.table |= {f"{name} {metric}": value for metric, value in table.items()}
-    if cities is not None:
-        measured.table |= {f"mask {name}": value for name, value in cities.result().items()}
-    if bodies is not None:
-        measured.table |= {f"GPS {name}": value for name, value in bodies.result().items()}
-    return measured
+        table |= {f"{name} {metric}": value for metric, value in measured.items()}
+    for name, judge in part.judges.items():
+        table |= {f"{name}{metric}": value for metric, value in judge.result().items()}
+    return table
 
 
 def _kinds(values: TransferRecipe) -> set[str]:

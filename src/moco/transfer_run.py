@@ -253,7 +253,7 @@ def _trial(
         say(f"measuring batch normalisation over {values.precise} batches")
         measure_precisely(model, precise.stream(0, values.precise), model.losses, world)
     say(f"measuring on {len(sets.test):,} images of {sets.test.name}")
-    measured = measure(values, model, sets.test, start.pixels, device)
+    measured = measure(values, model, sets.test, start.pixels, device, world)
     result = {
         "seed": seed,
         "metrics": {name: round(value, 4) for name, value in measured.table.items()},

@@ -63,6 +63,10 @@ class World(ABC):
         """What `act` returns or raises on the first process, on all of them; the others do not run it."""
 
     @abstractmethod
+    def assemble(self, own: T) -> list[T]:
+        """What every process has, in rank order, on the first process; nothing on the others."""
+
+    @abstractmethod
     def fetch(self, block: Tensor, rows: Tensor) -> Tensor:
         """Rows of a table of which process r holds rows r * len(block) to (r + 1) * len(block) - 1."""
 
@@ -145,6 +149,9 @@ class Solo(World):
 
     def first(self, act: Callable[[], T]) -> T:
         return act()
+
+    def assemble(self, own: T) -> list[T]:
+        return [own]
 
     def fetch(self, block: Tensor, rows: Tensor) -> Tensor:
         return block[rows]

@@ -60,6 +60,15 @@ class Instances:
             scores = [float(found.scores[row]) for row in rows]
             self._compare(seen, [masks[row] for row in rows], scores, groups, counted, void)
 
+    def take(self, other: "Instances") -> None:
+        """Take in the images that another one took in."""
+        for own, more in zip(self.seen, other.seen, strict=True):
+            for place in range(len(THRESHOLDS)):
+                own.scores[place] += more.scores[place]
+                own.right[place] += more.right[place]
+                own.missed[place] += more.missed[place]
+            own.objects += more.objects
+
     def _compare(
         self,
         seen: _Seen,

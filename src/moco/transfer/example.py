@@ -172,6 +172,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def cpu(self) -> "Detections":
+        """The same on the CPU."""
+        masks = None if self.masks is None else self.masks.cpu()
+        keypoints = None if self.keypoints is None else self.keypoints.cpu()
+        surfaces = tuple(replace(one, parts=one.parts.cpu(), uv=one.uv.cpu()) for one in self.surfaces)
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), masks, keypoints, surfaces)
+
 
 def as_boxes(rows: Sequence[Sequence[float]]) -> Float[Tensor, "M 4"]:
     """Rows of four numbers as boxes, also when there are none."""

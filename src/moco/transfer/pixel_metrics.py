@@ -33,6 +33,10 @@ class Confusion:
             raise ValueError(f"class numbers must be below {size} or {IGNORED_PIXEL}, got {int(truth.max())}")
         self.counts += torch.bincount(truth * size + found, minlength=size * size).reshape(size, size).cpu()
 
+    def take(self, other: "Confusion") -> None:
+        """Take in the images that another one took in."""
+        self.counts += other.counts
+
     def result(self) -> dict[str, float]:
         """Percentages: "mIoU" over classes that occur, "accuracy" of pixels, "IoU/CLASS"."""
         right = self.counts.diagonal().double()

@@ -103,17 +103,43 @@ def similarity(body: Body, surface: dict[str, Any], box: np.ndarray, found: Surf
 
 
 @dataclass
+class Judged:
+    """Detections with what they hit at each threshold, for average precision with similarity in place of
+    overlap."""
+
+    scores: list[float] = field(default_factory=list)
+    right: list[np.ndarray] = field(default_factory=list)
+    people: int = 0
+
+    def take(self, other: "Judged") -> None:
+        """Take in what was judged elsewhere."""
+        self.scores += other.scores
+        self.right += other.right
+        self.people += other.people
+
+    def result(self) -> dict[str, float]:
+        """Percentages: "AP", "AP50", "AP75", as COCO averages precision over 101 recalls."""
+        if not self.people or not self.scores:
+            return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
+        hits = np.stack(self.right)[np.argsort(-np.array(self.scores), kind="stable")]
+        values = 100 * np.array([_precision(column, self.people) for column in hits.T])
+        return {
+            "AP": float(values.mean()),
+            "AP50": float(values[0]),
+            "AP75": float(values[THRESHOLDS.index(0.75)]),
+        }
+
+
+@dataclass
 class Bodies:
-    """Takes in images one by one, then gives average precision with similarity in place of overlap.
+    """Takes in images one by one.
 
     *Deviation:* people without points are regions in which detections do not count, as in the owners'
     evaluation, but by the share of the box alone.
     """
 
     body: Body
-    scores: list[float] = field(default_factory=list)
-    right: list[np.ndarray] = field(default_factory=list)
-    people: int = 0
+    judged: Judged = field(default_factory=Judged)
 
     @staticmethod
     def read(folder: str | Path) -> "Bodies":
@@ -125,7 +151,7 @@ class Bodies:
         assert example.objects is not None
         objects = example.objects
         annotated = [n for n, surface in enumerate(objects.surfaces) if surface is not None]
-        self.people += len(annotated)
+        self.judged.people += len(annotated)
         rows = np.argsort(-found.scores.cpu().numpy(), kind="stable")[:_MOST]
         boxes = objects.boxes.numpy().astype(np.float64)
         table = np.array(
@@ -145,20 +171,8 @@ class Bodies:
                 free = np.where(taken[number], -1.0, table[place])
                 if free.size and free.max() >= threshold:
                     taken[number, int(free.argmax())] = hits[number] = True
-            self.scores.append(float(found.scores[row]))
-            self.right.append(hits)
-
-    def result(self) -> dict[str, float]:
-        """Percentages: "AP", "AP50", "AP75", as COCO averages precision over 101 recalls."""
-        if not self.people or not self.scores:
-            return {"AP": 0.0, "AP50": 0.0, "AP75": 0.0}
-        hits = np.stack(self.right)[np.argsort(-np.array(self.scores), kind="stable")]
-        values = 100 * np.array([_precision(column, self.people) for column in hits.T])
-        return {
-            "AP": float(values.mean()),
-            "AP50": float(values[0]),
-            "AP75": float(values[THRESHOLDS.index(0.75)]),
-        }
+            self.judged.scores.append(float(found.scores[row]))
+            self.judged.right.append(hits)
 
 
 def _ignored(box: np.ndarray, people: np.ndarray) -> bool:
