@@ -104,9 +104,10 @@ def steps(values: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for of in values["single_steps"]:
-        worked = f"{of['processor_seconds']:.2f}" if "processor_seconds" in of else "not measured"
+        worked = f"{of['processor_seconds']:.2f}"
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
-    return "\n".join([*lines, "", f"`{values['command']}`, {values['hardware']}; {values['note']}."])
+    about = f"`{values['command']}`, {values['hardware']}; {values['note']}; commit {values['commit']}."
+    return "\n".join([*lines, "", about])
 
 
 def protocols(values: dict[str, Any]) -> str:
