@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from moco.cli import main
+from moco.console import Terminal
 from moco.recipes import RECIPES
 from test_run import save_arrays
 
@@ -160,3 +161,17 @@ def test_wrong_calls_end_with_2_and_one_sentence(run, tmp_path, capsys, words, m
     assert not shown.out
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+def test_a_second_trial_has_its_own_speed(capsys, monkeypatch):
+    """The time between two trials, and the first one's, belong to neither's speed."""
+    now = iter([0.0, 10.0, 1000.0, 1010.0])
+    monkeypatch.setattr("moco.console.time.perf_counter", lambda: next(now))
+    terminal = Terminal()
+    for _ in range(2):
+        terminal.begin(0, 100, 4)
+        terminal.progress(1, {})
+        terminal.progress(11, {"step": 11, "loss": 1.0})
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+    assert "4 images/s" in first

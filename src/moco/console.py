@@ -31,7 +31,9 @@ class Terminal(Observer):
             self.bar.stop()
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size = steps, batch_size
+        self.steps, self.batch_size, self.started = steps, batch_size, None
+        if self.bar is not None:
+            self.bar.stop()
         if self.console.is_terminal or self.console.is_jupyter:
             columns = [
                 TextColumn("step"),
