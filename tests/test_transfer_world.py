@@ -85,6 +85,7 @@ class Share(Solo):
         if self.place:
             self.others.insert(0, own)
             return []
+        self.whole = own
         return [own, *self.others]
 
     def first(self, act):
@@ -115,17 +116,28 @@ def test_shares_of_a_measurement_make_the_whole(task, tmp_path):
     torch.manual_seed(0)
     model = build_model(values, start, sets.train, Solo(), 0)
     here = torch.device("cpu")
-    whole = measure(values, model, sets.test, start.pixels, here, Solo())
+    alone = Share(0, 1, [])
+    whole = measure(values, model, sets.test, start.pixels, here, alone)
     others: list = []
     for rank in 2, 1:
         away = measure(values, model, sets.test, start.pixels, here, Share(rank, 3, others))
         assert not away.rows
         assert not away.shown
     assert len(others) == 2
-    shared = measure(values, model, sets.test, start.pixels, here, Share(0, 3, others))
+    first = Share(0, 3, others)
+    shared = measure(values, model, sets.test, start.pixels, here, first)
     assert shared.table == pytest.approx(whole.table, abs=0, nan_ok=True)
     assert shared.rows == whole.rows
-    assert all(shared.rows.values()) or task in ("voc-c4", "cityscapes", "voc-segmentation")
+    assert all(shared.rows.values())
+    for one, other in zip(alone.whole.boxes, first.whole.boxes, strict=True):
+        assert len(one)
+        assert torch.equal(one.boxes, other.boxes)
+    seen = [found.whole.judges for found in (alone, first)]
+    if task == "cityscapes":
+        assert seen[0]["mask "].seen == seen[1]["mask "].seen
+        assert all(any(one.missed) and one.objects for one in seen[0]["mask "].seen[:1])
+    if task == "voc-segmentation":
+        assert torch.equal(seen[0][""].counts, seen[1][""].counts)
     assert [example.image_id for example, _ in shared.shown] == [e.image_id for e in sets.test.examples]
 
 

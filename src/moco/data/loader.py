@@ -21,10 +21,10 @@ from moco.data.unreadable import Unreadable
 from moco.data.views import Parameters, Views
 from moco.world import Solo, World
 
-_LONG = 4  # times the short side: of longer images the middle is looked at
-
 if TYPE_CHECKING:
     from moco.data.fused import FusedViews
+
+_LONG = 4  # times the short side: of longer images the middle is looked at
 
 
 class Loader:

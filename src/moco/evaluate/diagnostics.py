@@ -14,7 +14,7 @@ from moco.evaluate.features import Features, extract
 from moco.evaluate.logistic import check_finite
 
 PAIRS = 2000
-"""Images whose two views are looked at, at most."""
+"""Images whose two views are looked at, where no other number is asked for."""
 _ROWS = 2048  # of a similarity matrix held at once
 
 
