@@ -109,13 +109,14 @@ def test_manifest_names_what_it_was_written_with(tmp_path):
     assert manifest["threads"] == torch.get_num_threads()
 
 
-def test_another_torch_or_thread_count_is_said(tmp_path):
+@pytest.mark.parametrize(("name", "value"), [("threads", 64), ("opencv", "3.1"), ("torch", "2.0")])
+def test_other_circumstances_are_said(name, value, tmp_path):
     checkpoints, said = filled(tmp_path, steps=(5,))
     path = tmp_path / "step-000000005.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 64}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     assert checkpoints.load() is not None
     assert len(said) == 1
-    assert "written with threads 64" in said[0]
+    assert f"written with {name} {value}" in said[0]
 
 
 def test_atomic_writing_replaces_whole_files(tmp_path):

@@ -82,18 +82,42 @@ def test_hue_of_any_turn_is_torchvisions_for_every_kind_of_pixel():
 
 
 @pytest.mark.parametrize("settings", [V1, V2])
-@pytest.mark.parametrize(("channels", "size"), [(3, 40), (3, 45), (1, 40)])
-def test_images_changed_one_at_a_time_are_those_changed_together(settings, channels, size, monkeypatch):
+@pytest.mark.parametrize(("channels", "size", "opencv"), [(3, 40, False), (3, 45, True)])
+def test_images_changed_one_at_a_time_are_those_changed_together(
+    settings, channels, size, opencv, monkeypatch
+):
+    if opencv:
+        pytest.importorskip("cv2")
     mean = (0.4,) * channels
     views = Views(dataclasses.replace(settings, size=size, mean=mean, std=mean, blur_probability=0.5))
     x = images(32, size, size, channels)
     p = views.draw(3, 1, np.arange(32), 0)
     together = views.photometry(x.clone(), p)
     monkeypatch.setattr(colour, "_LARGE", 1)
+    monkeypatch.setattr(colour, "OPENCV", opencv)
     assert colour.alone(x)
+    assert colour.by_opencv(x) == (opencv and channels == 3)
     one_by_one = views.photometry(x.clone(), p)
     torch.testing.assert_close(one_by_one, together, atol=3e-5, rtol=0)
     assert one_by_one.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("operation", colour.OPERATIONS)
+def test_each_colour_operation_by_opencv_is_torchvisions(operation):
+    pytest.importorskip("cv2")
+    from moco.data.opencv import Canvas
+
+    factors = torch.linspace(-0.5, 0.5, 9) if operation == "hue" else torch.linspace(0, 2, 9)
+    steps = torch.linspace(0, 1, 11)
+    every = torch.cartesian_prod(steps, steps, steps).T.reshape(3, 11, 121)  # greys, edges and corners too
+    for factor in factors.tolist():
+        image = every.permute(1, 2, 0).numpy().copy()
+        canvas = Canvas(image, np.empty_like(image))
+        getattr(canvas, operation)(factor)
+        expected = getattr(reference, f"adjust_{operation}")(every, factor)
+        torch.testing.assert_close(
+            torch.from_numpy(canvas.image).permute(2, 0, 1), expected, atol=3e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (50, 33), (7, 100), (1, 1)])

@@ -4,9 +4,13 @@ Parameters stay on the CPU, where choosing rows by them makes no device wait. Ev
 torchvision's of the same name on float tensors. Images of one or more than
 three channels have no hue and no saturation; brightness and contrast apply to them as they are.
 
-On CPUs large images are changed one at a time, in place, so that all operations find them in the cache.
+On CPUs large images are changed one at a time, in place, so that all operations find them in the cache;
+RGB ones by OpenCV where it is installed (`moco.data.opencv`).
 """
 
+import contextlib
+import importlib.metadata
+import importlib.util
 import math
 
 import torch
@@ -14,6 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
+LUMA = (0.2989, 0.587, 0.114)
+"""Share of red, green and blue in grey (ITU-R BT.601)."""
+OPENCV = importlib.util.find_spec("cv2") is not None
 _LARGE = 1 << 15  # values of an image
 _BLOCK = 32  # output rows of a product
 
@@ -21,6 +28,19 @@ _BLOCK = 32  # output rows of a product
 def alone(images: Tensor) -> bool:
     """Whether these images are better changed one at a time."""
     return images.device.type == "cpu" and images[0].numel() >= _LARGE
+
+
+def opencv_version() -> str | None:
+    """The version of OpenCV that changes large RGB images; None where it is not installed."""
+    for name in ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "unknown" if OPENCV else None
+
+
+def by_opencv(images: Tensor) -> bool:
+    """Whether OpenCV changes these images; it wants them channels last."""
+    return OPENCV and images.ndim == 4 and images.shape[1] == 3 and alone(images)
 
 
 def jitter(
@@ -96,11 +116,11 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
 
 
 def luma(images: Tensor) -> Tensor:
-    """Grey of RGB images (ITU-R BT.601 weights), other images as they are: (N, 1 or channels, H, W)."""
+    """Grey of RGB images, other images as they are: (N, 1 or channels, H, W)."""
     if images.shape[1] != 3:
         return images
     red, green, blue = images.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)
 
 
 def grayscale(images: Float[Tensor, "N channels H W"], chosen: Bool[Tensor, " N"]) -> None:
@@ -131,8 +151,8 @@ def blur(
         for row in rows.tolist():
             _blur_one(images[row], float(sigma[row]))
     elif len(rows):
-        down = _gaussian(sigma[rows], images.shape[2])[:, None].to(images.device)
-        across = _gaussian(sigma[rows], images.shape[3])[:, None].to(images.device)
+        down = _blur_matrices(sigma[rows], images.shape[2])[:, None].to(images.device)
+        across = _blur_matrices(sigma[rows], images.shape[3])[:, None].to(images.device)
         rows = rows.to(images.device)
         images[rows] = torch.matmul(torch.matmul(down, images[rows]), across.transpose(2, 3))
 
@@ -140,12 +160,12 @@ def blur(
 def _blur_one(image: Tensor, sigma: float) -> None:
     """Blur one image: each block of rows, then of columns, is a product with what the kernel reaches."""
     channels, height, width = image.shape
-    reach = int(4 * sigma)
+    kernel = gaussian(sigma)
+    reach = len(kernel) // 2
     if not reach:
         return
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=image.dtype) / sigma) ** 2)
     band = torch.zeros(_BLOCK, _BLOCK + 2 * reach)
-    band.as_strided((_BLOCK, len(kernel)), (band.shape[1] + 1, 1)).copy_(kernel / kernel.sum())
+    band.as_strided((_BLOCK, len(kernel)), (band.shape[1] + 1, 1)).copy_(kernel)
     padded = image.new_empty(channels, height + 2 * reach, width)
     padded[:, reach:-reach] = image
     padded[:, :reach], padded[:, -reach:] = image[:, :1], image[:, -1:]
@@ -163,7 +183,14 @@ def _blur_one(image: Tensor, sigma: float) -> None:
         image[:, :, left : left + columns] = torch.matmul(part, down[: part.shape[2], :columns])
 
 
-def _gaussian(sigma: Tensor, extent: int) -> Tensor:
+def gaussian(sigma: float) -> Float[Tensor, " taps"]:
+    """Weights of a Gaussian blur, cut at four deviations; an odd number of them that sum to 1."""
+    reach = int(4 * sigma)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float32) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def _blur_matrices(sigma: Tensor, extent: int) -> Tensor:
     """(N, extent, extent): share of each input pixel in each output pixel, cut at four deviations."""
     reach = math.ceil(4 * float(sigma.max()))
     output = torch.arange(extent, dtype=sigma.dtype, device=sigma.device)

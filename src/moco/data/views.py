@@ -97,6 +97,10 @@ class Views:
         self, images: Float[Tensor, "N channels size size"], parameters: Parameters
     ) -> Float[Tensor, "N channels size size"]:
         """Colour changes, blur and normalisation of square images in [0, 1], which are overwritten."""
+        if colour.by_opencv(images):
+            from moco.data import opencv
+
+            return opencv.photometry(images, parameters, self.augmentation)
         if not colour.alone(images):
             self._change(images, parameters)
             return self.normalise(images)
@@ -124,7 +128,8 @@ class Views:
             kind: the type they had before they were resized, if that was another.
         """
         low, high = self.augmentation.range or (0, FULL[kind or images.dtype])
-        values = images.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        layout = torch.channels_last if colour.by_opencv(images) else torch.contiguous_format
+        values = images.to(torch.float32, copy=True, memory_format=layout)
         return (values.sub_(low) if low else values).mul_(1 / (high - low))
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from moco.data.colour import opencv_version
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -94,7 +96,12 @@ class Checkpoints:
     def _circumstances(self) -> dict[str, Any]:
         """What has to be the same for the same bits."""
         threads = torch.get_num_threads()
-        return {"torch": torch.__version__, "threads": threads, "processes": self.processes}
+        return {
+            "torch": torch.__version__,
+            "opencv": opencv_version(),
+            "threads": threads,
+            "processes": self.processes,
+        }
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}.pt"
