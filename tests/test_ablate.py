@@ -277,6 +277,19 @@ def test_the_table_is_means_spreads_and_paired_differences(calm, data):
     assert "raw pixels" in text
 
 
+def test_baselines_are_those_of_the_reference_s_network_one_value_for_each_seed(calm, data, monkeypatch):
+    def told(job):
+        value = 30.1 if job.recipe.seed < 2 else 33.0
+        other = value + 9 * (job.cell != "t-0.1")  # another network
+        return {"knn_trunk": 40.0, "untrained_trunk": other, "raw_pixels": 29.7}
+
+    monkeypatch.setattr("moco.ablate.table.measures", told)
+    monkeypatch.setattr("moco.ablate.plan.Job.outcome", lambda _: {"status": "finished"})
+    found = gather(Plan(toy(), data, (0, 1, 2), calm))["baselines"]
+    assert found["untrained_trunk"] == {"mean": 31.067, "n": 3, "std": 1.674}
+    assert found["raw_pixels"] == {"mean": 29.7, "n": 1}
+
+
 @pytest.mark.parametrize("count", [2, 3, 10, 30, 40])
 def test_intervals_are_student_s(count):
     from scipy import stats
@@ -350,6 +363,22 @@ def test_a_row_holds_no_folder_of_this_machine(calm, tmp_path):
     assert row["hardware"]
 
 
+def test_a_row_counts_runs_not_places_in_the_table(calm, tmp_path):
+    table = json.loads((calm / "table.json").read_text())
+    table["rows"].append(table["rows"][0])  # one cell on two curves
+    write_row(tmp_path / "r.toml", table, calm, command="moco ablate toy.py", source="cifar10")
+    assert tomllib.loads((tmp_path / "r.toml").read_text())["runs"] == 4
+
+
+def test_images_are_not_drawn_into_a_folder_of_something_else(data, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("x")
+    words = ["--data", data, "--out", tmp_path / "out", "--images", 50, "--test-images", 20]
+    call("ablate", "momentum", *words, expect=2)
+    assert "holds no study" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
 def test_a_subset_is_keyed_and_kept(data, tmp_path):
     kept = subset(data, tmp_path / "a", images=30, test_images=10)
     again = subset(data, tmp_path / "b", images=30, test_images=10)
@@ -361,8 +390,16 @@ def test_a_subset_is_keyed_and_kept(data, tmp_path):
     assert {small.train.read(i).numpy().tobytes() for i in range(30)} <= {
         whole.read(i).numpy().tobytes() for i in range(100)
     }
-    with pytest.raises(ValueError, match="holds 30 images, got 20; choose another --out"):
+    assert subset(data, tmp_path / "a", images=30, test_images=10) == kept
+    with pytest.raises(
+        ValueError, match=r"holds other images than are drawn from .* now; choose another --out"
+    ):
         subset(data, tmp_path / "a", images=20, test_images=10)
+    with np.load(data) as arrays:
+        others = {name: array[::-1] if "images" in name else array for name, array in arrays.items()}
+    np.savez(tmp_path / "others.npz", **others)
+    with pytest.raises(ValueError, match="holds other images than"):
+        subset(str(tmp_path / "others.npz"), tmp_path / "a", images=30, test_images=10)
     with pytest.raises(ValueError, match="train images must be between 1 and the 100"):
         subset(data, tmp_path / "c", images=101, test_images=None)
     folder = tmp_path / "files"
@@ -432,6 +469,7 @@ def test_the_command(data, tmp_path, capsys):
     call(*words, "--dry-run", "--images", 50, "--test-images", 20)
     shown = capsys.readouterr()
     assert "1 of 1 runs to do, about " in shown.out
+    assert not (tmp_path / "out").exists()
     call(*words, "--images", 50, "--test-images", 20, "--json", "--row", tmp_path / "row.toml")
     shown = capsys.readouterr()
     assert json.loads(shown.out)["rows"][0]["n"] == 1

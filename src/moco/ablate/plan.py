@@ -21,6 +21,13 @@ LEFT_AT_ONCE = {"study.json.tmp", "images.npz", "images.npz.tmp"}
 """What a kill leaves of a study that had not begun."""
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise a FileExistsError if a folder holds something that is no study."""
+    foreign = out.exists() and not (out / "study.json").exists()
+    if foreign and not {path.name for path in out.iterdir()} <= LEFT_AT_ONCE:
+        raise FileExistsError(f"{out} holds no study; choose another --out, nothing was overwritten")
+
+
 @dataclass(frozen=True)
 class Job:
     """One recipe with one seed.
@@ -92,9 +99,7 @@ class Plan:
     def __post_init__(self):
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one number or more, each once, got {self.seeds}")
-        foreign = self.out.exists() and not (self.out / "study.json").exists()
-        if foreign and not {path.name for path in self.out.iterdir()} <= LEFT_AT_ONCE:
-            raise FileExistsError(f"{self.out} holds no study; choose another --out, nothing was overwritten")
+        refuse_foreign(self.out)
         about = self.about()
         if about and about["study"] != self.study.name:
             raise FileExistsError(f"{self.out} holds the study {about['study']}; choose another --out")

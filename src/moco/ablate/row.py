@@ -30,7 +30,7 @@ def write_row(path: Path, table: dict[str, Any], out: Path, *, command: str, sou
         **table,
         "data": Path(source).name,
         "command": command,
-        "runs": sum(entry["n"] for entry in table["rows"]),
+        "runs": sum(cost["status"] == "finished" for cost in told),
         "hardware": all_of("hardware"),
         "threads": all_of("threads"),
         "commit": all_of("commit"),

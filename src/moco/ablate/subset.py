@@ -16,7 +16,7 @@ def subset(data: str, out: Path, *, images: int | None, test_images: int | None,
 
     Args:
         data: as for `moco.pretrain`.
-        out: folder of the file `images.npz`; one that is there already is kept.
+        out: folder of the file `images.npz`; one that is there already is kept if it holds the same.
         images, test_images: how many to draw; None takes all.
         seed: of the draw.
 
@@ -24,19 +24,9 @@ def subset(data: str, out: Path, *, images: int | None, test_images: int | None,
         What to give as data: the file.
 
     Raises:
-        ValueError: if there are not so many, or they are not held in memory (folders of files).
+        ValueError: if there are not so many, they are not held in memory (folders of files), or other
+            images are there.
     """
-    path = out / "images.npz"
-    if path.exists():
-        with np.load(path) as kept:
-            have = {key: len(kept[key]) for key in ("images", "test_images") if key in kept}
-        for name, asked in ("images", images), ("test_images", test_images):
-            if asked is not None and have.get(name) != asked:
-                raise ValueError(
-                    f"{path} holds {have.get(name, 0)} {name.replace('_', ' ')}, got {asked}; "
-                    "choose another --out"
-                )
-        return str(path.resolve())
     arrays: dict[str, np.ndarray] = {}
     for split, count, prefix in ("train", images, ""), ("test", test_images, "test_"):
         source = open_source(data, split)
@@ -58,6 +48,15 @@ def subset(data: str, out: Path, *, images: int | None, test_images: int | None,
         arrays[f"{prefix}images"] = np.moveaxis(source.pixels[drawn].numpy(), 1, -1)
         if source.labels is not None:
             arrays[f"{prefix}labels"] = source.labels[drawn].numpy()
+    path = out / "images.npz"
+    if path.exists():
+        with np.load(path) as kept:
+            same = kept.keys() == arrays.keys() and all(np.array_equal(kept[k], arrays[k]) for k in arrays)
+        if not same:
+            raise ValueError(
+                f"{path} holds other images than are drawn from {data} now; choose another --out"
+            )
+        return str(path.resolve())
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     out.mkdir(parents=True, exist_ok=True)

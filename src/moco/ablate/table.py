@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moco.ablate.plan import Job, Plan
+from moco.evaluate.fewlabel import student
 from moco.training.checkpoint import write_atomically
 
 COLUMNS = {
@@ -24,24 +25,6 @@ COLUMNS = {
 
 BASELINES = {"untrained_trunk": "untrained, trunk", "untrained_output": "untrained, output"}
 BASELINES |= {"raw_pixels": "raw pixels"}
-
-# two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom
-_T: tuple[float, ...] = (
-    12.7062,
-    4.3027,
-    3.1824,
-    2.7764,
-    2.5706,
-    2.4469,
-    2.3646,
-    2.3060,
-    2.2622,
-    2.2281,
-    2.2010,
-    2.1788,
-)
-_T += (2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639)
-_T += (2.0595, 2.0555, 2.0518, 2.0484, 2.0452)
 
 
 def measures(job: Job) -> dict[str, float]:
@@ -91,8 +74,6 @@ def gather(plan: Plan) -> dict[str, Any]:
         if pairs and cell.name != plan.study.reference:
             row["difference"] = interval(pairs)
         rows.append(row)
-    runs = [of for by_seed in found.values() for of in by_seed.values()]
-    seen = {name: sorted({of[name] for of in runs if name in of}) for name in BASELINES}
     return {
         "study": plan.study.name,
         "question": plan.study.question,
@@ -102,7 +83,18 @@ def gather(plan: Plan) -> dict[str, Any]:
         "reference": plan.study.reference,
         "open": sum(status == "open" for of_cell in statuses.values() for status in of_cell),
         "rows": rows,
-        "baselines": {name: spread(values) for name, values in seen.items() if values},
+        "baselines": _baselines([reference, *found.values()]),
+    }
+
+
+def _baselines(cells: Sequence[dict[int, dict[str, float]]]) -> dict[str, Any]:
+    """Those of the first cell that has any, one value for each seed: other cells may be other networks."""
+    first = next((list(by_seed.values()) for by_seed in cells if by_seed), [])
+    seen = {name: [of[name] for of in first if name in of] for name in BASELINES}
+    return {
+        name: spread(values if len(set(values)) > 1 else values[:1])  # raw pixels know no seed
+        for name, values in seen.items()
+        if values
     }
 
 
@@ -129,8 +121,7 @@ def interval(differences: Sequence[float]) -> dict[str, Any]:
     mean = statistics.mean(differences)
     if n < 2:
         return {"mean": round(mean, 3), "n": n}
-    t = _T[n - 2] if n - 2 < len(_T) else 1.96 + 2.5 / (n - 1)
-    half = t * statistics.stdev(differences) / math.sqrt(n)
+    half = student(n - 1) * statistics.stdev(differences) / math.sqrt(n)
     return {"mean": round(mean, 3), "n": n, "low": round(mean - half, 3), "high": round(mean + half, 3)}
 
 

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def run(words: list[str]) -> int:
 
     from moco.ablate.conduct import forecast, open_study, run_study
     from moco.ablate.execute import Machine
+    from moco.ablate.plan import refuse_foreign
     from moco.ablate.row import write_row
     from moco.ablate.subset import subset
     from moco.ablate.table import markdown
@@ -96,11 +98,15 @@ def run(words: list[str]) -> int:
         minutes=call.minutes,
     )
     data = call.data
-    if call.images is not None or call.test_images is not None:
-        data = subset(data, call.out, images=call.images, test_images=call.test_images)
-    if call.dry_run:
-        print(forecast(study, data=data, out=call.out, seeds=call.seeds, machine=machine))
-        return 0
+    refuse_foreign(call.out)
+    with tempfile.TemporaryDirectory() as nowhere:
+        if call.images is not None or call.test_images is not None:
+            begun = not call.dry_run or (call.out / "images.npz").exists()
+            folder = call.out if begun else Path(nowhere)
+            data = subset(data, folder, images=call.images, test_images=call.test_images)
+        if call.dry_run:
+            print(forecast(study, data=data, out=call.out, seeds=call.seeds, machine=machine))
+            return 0
     table = run_study(
         study, data=data, out=call.out, seeds=call.seeds, machine=machine, estimate=call.estimate
     )
