@@ -12,6 +12,7 @@ from moco.evaluate.fewlabel import (
     few_label_curve,
     interval,
     on_features,
+    proportion,
     split,
     student,
     worth,
@@ -169,8 +170,19 @@ def test_impossible_amounts_are_refused(call, message):
         call()
 
 
-def test_an_interval_prints_as_mean_and_half_width():
+def test_an_interval_prints_as_mean_and_half_width_or_by_its_ends():
     assert str(Interval(50.0, 48.5, 51.5, ())) == "50.0 ± 1.5"
+    assert str(proportion(19, 20)) == "95.0 (76.4 to 99.1)"
+    assert str(proportion(6, 6)) == "100.0 (61.0 to 100.0)"
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (1, 1), (6, 6), (19, 20), (1, 30), (500, 1000)])
+def test_a_proportion_has_wilsons_interval(right, count):
+    stats = pytest.importorskip("scipy.stats")
+    expected = stats.binomtest(right, count).proportion_ci(method="wilson")
+    assert proportion(right, count)[:3] == pytest.approx(
+        (100 * right / count, 100 * expected.low, 100 * expected.high), abs=1e-4
+    )
 
 
 def test_the_reference_is_whatever_is_best_at_each_amount():

@@ -131,7 +131,7 @@ def test_every_image_gets_a_class_and_the_next_round_takes_up_the_last(tmp_path)
     first = fit(bank, {f"{i}.png": words[kinds[i]] for i in range(6)}, count=4)
     assert [words[i] for i in kinds] == [first.classes[i] for i in first.probabilities.argmax(1)]
     assert first.accuracy.mean == 100
-    assert repr(first) == "Fit(3 classes from 6 of 60 images, about 100.0 ± 0.0 % right)"
+    assert repr(first) == "Fit(3 classes from 6 of 60 images, about 100.0 (61.0 to 100.0) % right)"
     predictions, to_label = write(first, tmp_path)
     rows = list(csv.DictReader(predictions.read_text().splitlines()))
     assert (rows[0]["given"], rows[6]["given"], rows[7]["predicted"]) == ("cat", "", words[kinds[7]])

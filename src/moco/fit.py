@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moco.embeddings import Embeddings
-from moco.evaluate.fewlabel import Interval, interval
+from moco.evaluate.fewlabel import Interval, proportion
 from moco.evaluate.labelling import Head, fit_head, label_next
 
 
@@ -41,8 +41,7 @@ class Fit:
         """
         if self.head.right is None:
             return None
-        mean, low, high, values = interval((100.0 * self.head.right.double()).tolist())
-        return Interval(mean, max(0.0, low), min(100.0, high), values)
+        return proportion(int(self.head.right.sum()), len(self.head.right))
 
     def __repr__(self) -> str:
         given = int((self.labels >= 0).sum())

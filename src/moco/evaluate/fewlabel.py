@@ -81,7 +81,10 @@ class Interval(NamedTuple):
     values: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f} ± {self.high - self.mean:.1f}"
+        above, below = self.high - self.mean, self.mean - self.low
+        if math.isinf(above) or abs(above - below) < 0.05:
+            return f"{self.mean:.1f} ± {above:.1f}"
+        return f"{self.mean:.1f} ({self.low:.1f} to {self.high:.1f})"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -100,6 +103,22 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, tuple(values))
 
 
+def proportion(right: int, count: int) -> Interval:
+    """Percent right of so many, with Wilson's 95 % interval, which never leaves 0 to 100.
+
+    Raises:
+        ValueError: if there is nothing to count.
+    """
+    if not 0 <= right <= count or not count:
+        raise ValueError(f"a proportion needs 0 <= right <= count, count > 0, got {right} of {count}")
+    z, share = _NORMAL, right / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    low, high = (0.0 if right == 0 else centre - half), (1.0 if right == count else centre + half)
+    return Interval(100 * share, 100 * low, 100 * high, ())
+
+
+_NORMAL = 1.959964
 _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
@@ -110,7 +129,7 @@ def student(freedom: int) -> float:
     """
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
-    z = 1.959964
+    z = _NORMAL
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
