@@ -12,7 +12,8 @@ import moco
 from moco.cli import main
 from moco.data.loader import plain_batches
 from moco.data.open import open_source
-from moco.embeddings import WRITERS, Embeddings, embed, joined, nearest, read_embeddings
+from moco.embedding_files import WRITERS, read_embeddings
+from moco.embeddings import Embeddings, embed, joined, nearest
 from moco.launch import measure_knn
 from moco.weights import images_of, open_weights
 from test_run import finished  # noqa: F401
@@ -143,6 +144,41 @@ def test_images_that_cannot_be_read_are_left_out_and_named(finished, tmp_path, c
     with pytest.raises(SystemExit, match="0"):
         main(["search", str(out), str(tmp_path / "0.png"), "--data", str(tmp_path), "--k", "1"])
     assert "2 images could not be read" in capsys.readouterr().err
+
+
+def test_a_part_of_which_nothing_can_be_read_is_left_out(finished, tmp_path):  # noqa: F811
+    out, _ = finished
+    for i in range(5):
+        Image.fromarray(np.full((16, 16, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    for name in "2.png", "3.png":
+        (tmp_path / name).write_bytes(b"no image")
+    weights, lost = open_weights(out), []
+    source = open_source(str(tmp_path))
+    found = joined(embed(weights, source, batch=2, lost=lost))
+    assert (found.names, lost) == (["0.png", "1.png", "4.png"], ["2.png", "3.png"])
+    with pytest.raises(ValueError, match=r"none of the 2 images of .* can be read"):
+        joined(embed(weights, source, batch=2, indices=torch.tensor([2, 3])))
+
+
+@pytest.mark.parametrize("kind", ["csv", "npy", "parquet"])
+def test_tables_and_arrays_of_images_are_no_embeddings(kind, finished, tmp_path, capsys):  # noqa: F811
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet")
+    out, data = finished
+    images = np.load(data)["images"][:4]
+    names = [f"{i}.png" for i in range(4)]
+    for name, image in zip(names, images, strict=True):
+        Image.fromarray(image).save(tmp_path / name)
+    spec = tmp_path / f"images.{kind}"
+    if kind == "csv":
+        spec.write_text("path,label\n" + "".join(f"{name},x\n" for name in names))
+    elif kind == "npy":
+        np.save(spec, images)
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"path": names, "label": ["x"] * 4}), spec)
+    call("search", out, tmp_path / "2.png", "--k", 1, "--data", spec, "--json")
+    assert json.loads(capsys.readouterr().out)[0]["name"] == ("2" if kind == "npy" else "2.png")
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,14 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Fit, args=words, prog="moco fit", config=FLAGS)
     from moco.console import progress, tell_lost
-    from moco.embeddings import WRITERS, embed, image_name, joined, read_embeddings
+    from moco.embedding_files import holds_embeddings, read_embeddings
+    from moco.embeddings import embed, image_name, joined
     from moco.fit import classes_of, fit, read_labels, write
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
     given = read_labels(call.labels)
-    if call.data is not None and Path(call.data).suffix.removeprefix(".") in WRITERS:
+    if call.data is not None and holds_embeddings(Path(call.data)):
         bank = read_embeddings(Path(call.data))
     else:
         weights = open_weights(call.weights, choose_device(call.device))

@@ -35,7 +35,8 @@ def run(words: list[str]) -> int:
     from moco.data.decode import decode
     from moco.data.form import Form
     from moco.data.source import ArraySource
-    from moco.embeddings import WRITERS, embed, joined, nearest, read_embeddings
+    from moco.embedding_files import holds_embeddings, read_embeddings
+    from moco.embeddings import embed, joined, nearest
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
@@ -45,7 +46,7 @@ def run(words: list[str]) -> int:
     form = Form(channels=weights.about["channels"])
     pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
     query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image))))
-    if call.data is not None and Path(call.data).suffix.removeprefix(".") in WRITERS:
+    if call.data is not None and holds_embeddings(Path(call.data)):
         bank = read_embeddings(Path(call.data))
         if bank.features.shape[1] != query.features.shape[1]:
             raise ValueError(

@@ -1,0 +1,183 @@
+"""Features of many images as files: written part by part, whole or not there, and read again."""
+
+import csv
+import importlib.util
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from moco.embeddings import Embeddings
+
+
+class Writer(ABC):
+    """Writes embeddings part by part; the files appear whole at the end or not at all."""
+
+    def __init__(self, path: Path, *others: Path):
+        self.asides = {each: each.with_name(each.name + ".tmp") for each in (path, *others)}
+        self.aside = self.asides[path]
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        for path, aside in self.asides.items():
+            if kind is None:
+                aside.replace(path)
+            else:
+                aside.unlink(missing_ok=True)
+
+    @abstractmethod
+    def write(self, part: Embeddings) -> None:
+        """Append a part."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class CsvWriter(Writer):
+    """One line per image: name, label, and the features to nine digits, which is all float32 holds."""
+
+    def __init__(self, path: Path, count: int):
+        super().__init__(path)
+        self.file = open(self.aside, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self.lines = csv.writer(self.file)
+        self.begun = False
+
+    def write(self, part: Embeddings) -> None:
+        if not self.begun:
+            self.begun = True
+            self.lines.writerow(["name", "label", *(f"f{i}" for i in range(part.features.shape[1]))])
+        for name, label, row in zip(part.names, part.labels, part.features.tolist(), strict=True):
+            self.lines.writerow([name, label, *(f"{value:.9g}" for value in row)])
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class NpyWriter(Writer):
+    """A float32 array (M, D), and beside it a CSV with name and label of each row."""
+
+    def __init__(self, path: Path, count: int):
+        super().__init__(path, names_path(path))
+        self.count, self.done = count, 0
+        self.array: Any = None
+        names = self.asides[names_path(path)]
+        self.names_file = open(names, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self.lines = csv.writer(self.names_file)
+        self.lines.writerow(["name", "label"])
+
+    def write(self, part: Embeddings) -> None:
+        features = part.features.numpy()
+        if self.array is None:
+            shape = (self.count, features.shape[1])
+            self.array = np.lib.format.open_memmap(self.aside, "w+", np.float32, shape)
+        self.array[self.done : self.done + len(features)] = features
+        self.done += len(features)
+        self.lines.writerows(zip(part.names, part.labels, strict=True))
+
+    def close(self) -> None:
+        self.names_file.close()
+        if self.array is not None:
+            self.array.flush()
+            kept = np.array(self.array[: self.done]) if self.done < self.count else None
+            self.array = None
+            if kept is not None:  # some images could not be read; copied first, for the file was mapped
+                with open(self.aside, "wb") as file:
+                    np.save(file, kept)
+
+
+class ParquetWriter(Writer):
+    """Columns name, label and features, a list of D float32 values; needs the extra "tables"."""
+
+    def __init__(self, path: Path, count: int):
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("--to parquet needs pyarrow: pip install pyarrow") from None
+        super().__init__(path)
+        self.arrow = pyarrow
+        self.table: Any = None
+
+    def write(self, part: Embeddings) -> None:
+        flat = self.arrow.array(part.features.numpy().ravel())
+        features = self.arrow.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
+        columns = {"name": part.names, "label": part.labels, "features": features}
+        table = self.arrow.table(columns)
+        if self.table is None:
+            self.table = self.arrow.parquet.ParquetWriter(self.aside, table.schema)
+        self.table.write_table(table)
+
+    def close(self) -> None:
+        if self.table is not None:
+            self.table.close()
+
+
+WRITERS: dict[str, type[CsvWriter] | type[NpyWriter] | type[ParquetWriter]] = {
+    "parquet": ParquetWriter,
+    "npy": NpyWriter,
+    "csv": CsvWriter,
+}
+
+
+def names_path(path: Path) -> Path:
+    """The CSV of names beside an .npy file."""
+    return path.with_name(path.stem + ".names.csv")
+
+
+def holds_embeddings(path: Path) -> bool:
+    """Whether a file is what a `Writer` wrote; images in tables and arrays have the same endings."""
+    if not path.is_file():
+        return False
+    if path.suffix == ".csv":
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.readline().startswith("name,label,f0")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow"):
+        import pyarrow.parquet
+
+        return "features" in pyarrow.parquet.read_schema(path).names
+    return path.suffix == ".npy" and names_path(path).is_file()
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """What a `Writer` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its name ends in none of .parquet, .npy, .csv.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow.parquet
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(f"{path} needs pyarrow: pip install pyarrow") from None
+        table = pyarrow.parquet.read_table(path)
+        column = table["features"].combine_chunks()
+        features = np.asarray(column.values).reshape(len(table), -1)
+        names, labels = table["name"].to_pylist(), table["label"].to_pylist()
+        return Embeddings(names, labels, torch.from_numpy(features.copy()))
+    if path.suffix == ".npy":
+        rows = _rows(names_path(path))
+        return Embeddings([r[0] for r in rows], [r[1] for r in rows], torch.from_numpy(np.load(path)))
+    if path.suffix == ".csv":
+        rows = _rows(path)
+        values = np.array([row[2:] for row in rows], dtype=np.float32)
+        return Embeddings([r[0] for r in rows], [r[1] for r in rows], torch.from_numpy(values))
+    raise ValueError(f"{path} is no file of embeddings: its name ends in none of .{', .'.join(WRITERS)}")
+
+
+def _rows(path: Path) -> list[list[str]]:
+    """The lines of a CSV below its header."""
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))[1:]
