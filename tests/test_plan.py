@@ -120,6 +120,13 @@ def test_the_command_writes_a_recipe_that_trains(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["steps"] == 3
 
 
+def test_few_images_have_a_speed_too(tmp_path):
+    np.save(tmp_path / "x.npy", noise(70, size=8).permute(0, 2, 3, 1).numpy())
+    found = plan(str(tmp_path / "x.npy"), CPU, budget=300.0)
+    assert found.speed > 0
+    assert "2 steps per epoch of 70 images" in [a.reason for a in found.advice]
+
+
 def test_too_few_images_are_refused(tmp_path):
     np.save(tmp_path / "x.npy", noise(20).permute(0, 2, 3, 1).numpy())
     with pytest.raises(ValueError, match="has 20 images; a plan takes at least 64"):

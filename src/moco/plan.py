@@ -193,7 +193,7 @@ def _batch_and_dictionary(found: Plan) -> None:
     group = min(32, batch // 2)
     encoder = dataclasses.replace(found.recipe.encoder, bn_group=group)
     found.recipe = dataclasses.replace(found.recipe, encoder=encoder, batch=batch)
-    _note(found, "batch", batch, f"at least 8 steps per epoch of {n:,} images", "MoCo uses 256")
+    _note(found, "batch", batch, f"{n // batch} steps per epoch of {n:,} images", "MoCo uses 256")
     _note(found, "encoder.bn_group", group, "images per GPU of the paper", "MoCo, Section 3.3")
     most = 4096 if small else 65_536
     size = min(most, 2 ** int(math.log2(n / 2)))
@@ -208,24 +208,22 @@ def _batch_and_dictionary(found: Plan) -> None:
 
 def _measure(found: Plan, data: Data, device: torch.device, workers: int) -> None:
     """Train a few steps as the run will, and take the time."""
-    values = dataclasses.replace(found.recipe, epochs=1, monitor=Monitor(every=0, bank=1, queries=1))
+    values = dataclasses.replace(found.recipe, epochs=None, iterations=WARM_UP + TIMED)
+    values = dataclasses.replace(values, monitor=Monitor(every=0, bank=1, queries=1))
     values = resolve(values, data, device)
     nowhere = Checkpoints(Path("checkpoints"))
     run = build(values, data, Solo(), device=device, checkpoints=nowhere, workers=workers)
     run.f_q.train()
     run.keys.train()
-    total = min(WARM_UP + TIMED, run.steps)
-    started = done = 0.0
-    for batch in run.batches(0, total):
+    started = 0.0
+    for batch in run.batches(0, run.steps):
         for group in run.optimizer.param_groups:
             group["lr"] = 1e-4
         step(run, batch, run.world)
         _wait(device)
         if batch.step < WARM_UP:
             started = time.perf_counter()
-        else:
-            done += 1
-    found.speed = done * values.batch / (time.perf_counter() - started)
+    found.speed = TIMED * values.batch / (time.perf_counter() - started)
     found.memory = _held(device)
     found.recipe = dataclasses.replace(found.recipe, views=values.views, precision=values.precision)
 
