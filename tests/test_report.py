@@ -117,6 +117,9 @@ def test_unfinished_runs_are_shown_too(run, tmp_path):
         (tmp_path / "run" / name).unlink()
     text = write_report([tmp_path / "run"], images=20).read_text()
     assert "The run has not ended." in text
+    with open(tmp_path / "run/journal.jsonl", "a") as journal:
+        journal.write('{"step": 18, "unreadable": "x.png", "reason": "no image"}\n')
+    assert "queue filled" in write_report([tmp_path / "run"], images=20).read_text()
     (tmp_path / "run/journal.jsonl").write_text("")
     with pytest.raises(ValueError, match="has no row in its journal yet"):
         write_report([tmp_path / "run"])
@@ -216,6 +219,22 @@ def test_copies_of_an_image_are_found(run):
     assert found.agreement is None
     with pytest.raises(ValueError, match="at least 10 images"):
         atlases.build_atlas(moco.weights.open_weights(run), ArraySource(pixels[:9]))
+
+
+def test_images_of_no_class_agree_with_none(run):
+    pixels = torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8)
+    classes = torch.arange(30) % 2
+    weights = moco.weights.open_weights(run)
+    known = torch.arange(30) < 20
+    found = atlases.build_atlas(weights, ArraySource(pixels, torch.where(known, classes, -1)))
+    full = atlases.build_atlas(weights, ArraySource(pixels, classes))
+    assert found.chance_agreement == pytest.approx(100 * 9 / 19)
+    place = torch.tensor([int(name) for name in full.names])
+    rows = full.neighbours
+    both = (place[rows] < 20) & (place[:, None] < 20)
+    same = classes[place[rows]] == classes[place][:, None]
+    assert found.agreement == pytest.approx(100 * same[both].double().mean().item())
+    assert atlases.build_atlas(weights, ArraySource(pixels, torch.full((30,), -1))).agreement is None
 
 
 @pytest.mark.parametrize(

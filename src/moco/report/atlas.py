@@ -113,9 +113,11 @@ def build_atlas(
     agreement = at_random = None
     if source.labels is not None:
         label = source.labels[chosen]
-        agreement = 100 * (label[rows] == label[:, None]).double().mean().item()
-        shares = label.bincount().double()
-        at_random = 100 * ((shares * (shares - 1)).sum() / (count * (count - 1))).item()
+        both = (label[rows] >= 0) & (label[:, None] >= 0)  # -1 is no class
+        if both.any():
+            agreement = 100 * (label[rows] == label[:, None])[both].double().mean().item()
+            shares = label[label >= 0].bincount().double()
+            at_random = 100 * ((shares * (shares - 1)).sum() / (shares.sum() * (shares.sum() - 1))).item()
     sprite, columns = _sprite(thumbnails)
     return Atlas(
         names=found.names,

@@ -167,7 +167,8 @@ def picture(path: Path) -> str:
 
 def _filled(run: RunFacts) -> list[tuple[str, float]]:
     """The epoch from which on every key of the queue is real."""
-    filled, last = run.interpreter.filled_at, run.rows[-1] if run.rows else None
+    filled = run.interpreter.filled_at
+    last = next((row for row in reversed(run.rows) if "epoch" in row), None)
     if filled is None or last is None or filled > last["step"]:
         return []
     return [("queue filled", filled * last["epoch"] / last["step"])]
