@@ -20,7 +20,7 @@ from moco.launch import choose_device, open_data
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
 from moco.run_folder import read_run
-from moco.weights import open_weights
+from moco.weights import known_range, open_weights
 
 _CALIBRATION_BATCHES = 4
 
@@ -160,11 +160,11 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
     """Weights from elsewhere: a run folder, a backbone.safetensors, or torchvision/NAME:FILE, timm/NAME:FILE.
 
     Images are prepared as the file asks: a backbone by its own metadata, a library's network at 224
-    pixels with ImageNet's statistics.
+    pixels with ImageNet's statistics. They are read as the setting's are.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file does not hold that network, or takes images of other channels.
+        ValueError: if the file does not hold that network, or takes images of other channels or bits.
     """
     library, _, file = path.partition(":")
     if library.startswith(("torchvision/", "timm/")) and file:
@@ -172,17 +172,23 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
             raise FileNotFoundError(f"there is no file {file}")
         trunk, _ = encoders.trunk(library, channels=setting.channels)
         _load(trunk, torch.load(file, map_location="cpu", weights_only=True), library, file)
-        size, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+        size, mean, std, range = 224, IMAGENET_MEAN, IMAGENET_STD, setting.values.views.range
     else:
         where = Path(path) if Path(path).is_file() else Path(path) / "backbone.safetensors"
         about = backbone_metadata(where)
         trunk = load_backbone(where)
         size, mean, std = about["size"], tuple(about["mean"]), tuple(about["std"])
+        range = known_range(about) or setting.values.views.range
         if about["channels"] != setting.channels:
             raise ValueError(
                 f"{where} takes images of {about['channels']} channels, these have {setting.channels}"
             )
-    views = dataclasses.replace(setting.values.views, eval_size=size, mean=mean, std=std)
+        theirs, ours = about.get("reading", {}).get("bits"), setting.values.reading.bits
+        if theirs != ours and range != setting.values.views.range:
+            raise ValueError(
+                f"{where} was trained on images read with reading.bits = {theirs}, these are read with {ours}"
+            )
+    views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
     encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
     values = dataclasses.replace(setting.values, views=views)
     return Start(name or path, encoder.eval(), values, trained=True, head=False)

@@ -15,6 +15,7 @@ from moco import encoder, recipe
 from moco.build import build_encoder
 from moco.data.augmentation import Augmentation
 from moco.data.open import open_source
+from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.views import Views
 from moco.export.backbone import backbone_metadata, backbone_path, build_trunk
@@ -25,6 +26,9 @@ from moco.recipe import Recipe
 from moco.run_folder import read_run
 from moco.training.checkpoint import Checkpoints
 
+READING = ("channels", "bits", "alpha", "background")
+"""What a backbone file says of `Reading`: what changes the pixels."""
+
 
 @dataclass(frozen=True, repr=False)
 class Weights:
@@ -34,7 +38,7 @@ class Weights:
         path: where it was found.
         encoder: in evaluation mode; without a head its output is the trunk's features, unit-length.
         has_head: whether the head of pre-training is there too.
-        values: the recipe; of a file, one that holds its architecture and its images' size only.
+        values: the recipe; of a file, one that holds its architecture and how images are prepared only.
         about: what a backbone file says about itself.
         run: what the run knows of its data and machine; empty for a file.
         step: steps trained, where that is known.
@@ -115,12 +119,21 @@ def backbone_about(values: Recipe, channels: int, run: dict[str, Any] | None = N
         "range": values.views.range,
         "mean": values.views.mean,
         "std": values.views.std,
+        "reading": {name: getattr(values.reading, name) for name in READING},
         "recipe": values.name,
         "moco": moco.__version__,
     }
     if run is not None:
         facts["trained_on"] = f"{run['images']} images, fingerprint {run['fingerprint']}"
     return facts
+
+
+def known_range(about: dict[str, Any]) -> tuple[float, float] | None:
+    """The pixel values that become 0 and 1, where a file says them."""
+    if not about.get("range"):
+        return None
+    low, high = about["range"]
+    return low, high
 
 
 def describe(about: dict[str, Any]) -> str:
@@ -151,10 +164,12 @@ def _of_file(path: Path, device: torch.device, values: Recipe | None, run: dict[
         views = dataclasses.replace(
             Augmentation(),
             size=known["size"],
+            range=known_range(known),
             mean=tuple(known["mean"]),
             std=tuple(known["std"]),
         )
-        values = Recipe(name=path.name, encoder=settings, views=views)
+        reading = Reading(**known.get("reading", {}))
+        values = Recipe(name=path.name, encoder=settings, views=views, reading=reading)
     net = encoder.Encoder(trunk, top).to(memory_format=torch.channels_last)
     return Weights(path, net.to(device).eval(), kind is not None, values, known, run)
 
