@@ -20,7 +20,7 @@ from moco.evaluate.logistic import fit_predict
 from moco.export.backbone import backbone_bytes
 from moco.images import pairs
 from moco.launch import choose_device, open_data, trained_encoder
-from moco.run_folder import is_free, read_run
+from moco.run_folder import chosen_images, is_free, read_run
 from moco.starts import Setting, Start, untrained_start
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.journal import read
@@ -253,9 +253,8 @@ def diagnose_run(
     """
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
-    views = pairs(
-        values, open_data(data if data is not None else run["data"], values.reading), where, count=images
-    )
+    spec, listed = chosen_images(out, run, data)
+    views = pairs(values, open_data(spec, values.reading, listed), where, count=images)
     rows = [row for row in read(out / "journal.jsonl") if "retrieval" in row]
     return {**dict(diagnose(trained_encoder(out, where), views())), "images": images, "trend": trend(rows)}
 

@@ -19,7 +19,7 @@ from moco.images import Data, Portion, portions
 from moco.launch import choose_device, open_data
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
-from moco.run_folder import read_run
+from moco.run_folder import chosen_images, read_run
 from moco.weights import known_range, open_weights
 
 _CALIBRATION_BATCHES = 4
@@ -38,6 +38,7 @@ class Setting:
         classes: how many there are.
         channels: of the images.
         device: where networks run.
+        lost: names of labelled images that cannot be read and were left out.
     """
 
     out: Path
@@ -49,12 +50,15 @@ class Setting:
     classes: int
     channels: int
     device: torch.device
+    lost: tuple[str, ...] = ()
 
 
 def open_setting(
     out: str | Path, data: str | None = None, *, device: str = "auto", run_only: bool = False
 ) -> Setting:
-    """Read a run, or weights from elsewhere, and labelled images.
+    """Read a run, or weights from elsewhere, and labelled images, as the run reads its own.
+
+    Images that cannot be read are left out.
 
     Args:
         out: the run folder, or a file that `open_weights` takes.
@@ -72,10 +76,8 @@ def open_setting(
     else:
         weights = open_weights(out)
         values, run = weights.values, {"channels": weights.about["channels"]}
-    spec = data if data is not None else run.get("data")
-    if spec is None:
-        raise ValueError(f"{out} does not say on which images it was trained; give --data")
-    images = open_data(spec)
+    spec, listed = chosen_images(out, run, data)
+    images = open_data(spec, values.reading, listed)
     if images.train.channels != run["channels"]:
         raise ValueError(
             f"{out} takes images of {run['channels']} channels, those of {spec} have {images.train.channels}"
@@ -88,13 +90,16 @@ def open_setting(
     found = portions(images, values.seed)
     if found is None:
         raise ValueError(f"{spec} has too few images to learn from some and test on others")
-    train, test = found
+    (train, lost), (test, others) = (portion.readable() for portion in found)
+    if not len(train.labels) or not len(test.labels):
+        raise ValueError(f"{spec} has no image to learn from or none to test on that can be read")
     if len(train.labels.unique()) < 2:
         raise ValueError(f"{spec} has images of one class only; there is nothing to tell apart")
     if unknown := set(test.labels.tolist()) - set(train.labels.tolist()):
         raise ValueError(f"class {min(unknown)} of the test images of {spec} has no training image")
     classes = int(train.labels.max()) + 1
-    return Setting(out, values, spec, images, train, test, classes, run["channels"], where)
+    lost += others
+    return Setting(out, values, spec, images, train, test, classes, run["channels"], where, tuple(lost))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from moco import encoder, recipe
 from moco.build import build_encoder
 from moco.data.augmentation import Augmentation
 from moco.data.open import open_source
+from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.views import Views
@@ -23,7 +24,7 @@ from moco.export.foreign import head_kind, read_foreign
 from moco.export.target import Exported, export_backbone, missing
 from moco.export.targets import TARGETS, target
 from moco.recipe import Recipe
-from moco.run_folder import read_run
+from moco.run_folder import chosen_images, read_run
 from moco.training.checkpoint import Checkpoints
 
 READING = ("channels", "bits", "alpha", "background")
@@ -186,13 +187,17 @@ def images_of(weights: Weights, data: str | None, split: str = "train") -> Sourc
         FileNotFoundError: if there are no images.
         ValueError: if it is not known which, or there are no test images.
     """
-    spec = data if data is not None else weights.run.get("data")
-    if spec is None:
-        raise ValueError(f"{weights.path} does not say on which images it was trained; give --data")
-    source = open_source(spec, split, reading=weights.values.reading)
+    source = images_if_any(weights, data, split)
     if source is None:
-        raise ValueError(f"{spec} has no {split} images")
+        raise ValueError(f"{data or weights.run['data']} has no {split} images")
     return source
+
+
+def images_if_any(weights: Weights, data: str | None, split: str) -> Source | None:
+    """As `images_of`; None if there are no test images."""
+    spec, listed = chosen_images(weights.path, weights.run, data)
+    quarantine = read_quarantine(listed) if listed else frozenset[str]()
+    return open_source(spec, split, reading=weights.values.reading, quarantine=quarantine)
 
 
 def export_weights(

@@ -58,10 +58,12 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Finetune, args=words, prog="moco finetune", config=FLAGS)
     from moco.assess import finetune
+    from moco.console import tell_lost
     from moco.starts import choose_start, open_setting
 
     protocol = chosen(call)
     setting = open_setting(call.run, call.data, device=call.device)
+    tell_lost(setting.lost)
     start = choose_start(setting, call.weights)
     row: dict[str, float] = {}
     for row in finetune(setting, start, protocol, folder=call.out):

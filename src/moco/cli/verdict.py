@@ -36,10 +36,12 @@ class Verdict:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Verdict, args=words, prog="moco verdict", config=FLAGS)
+    from moco.console import tell_lost
     from moco.starts import open_setting
     from moco.worth import verdict
 
     setting = open_setting(call.run, call.data, device=call.device, run_only=True)
+    tell_lost(setting.lost)
     result = verdict(
         setting,
         others=call.against,
