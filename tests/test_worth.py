@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from moco import assess
-from moco.assess import counterpart, finetune, raw_pixels, supervised
+from moco.assess import raw_pixels
 from moco.cli import main
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
 from moco.evaluate.finetune import IMAGENET, INATURALIST, FineTuning
 from moco.export.backbone import backbone_bytes, backbone_metadata, load_backbone
 from moco.starts import choose_start, open_setting, untrained_start
+from moco.supervised import counterpart, finetune, supervised
 from moco.weights import open_weights
 from test_cli import TINY, call
 from test_run import save_arrays
@@ -161,7 +162,7 @@ def test_supervised_goes_on_to_the_same_bits_and_loads_like_a_run(run, tmp_path)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert backbone_metadata(files[0])["arch"] == "resnet10"
     assert supervised(setting, tmp_path / "whole", QUICK) == whole  # finished: nothing is done again
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match=r"holds another training \(lr is 0.1 there, 0.03 here\)"):
         supervised(setting, tmp_path / "whole", FineTuning(epochs=1, batch=25))
 
 
