@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from moco.evaluate.finetune import FineTuning
+from moco.export.backbone import backbone_metadata
 from moco.starts import choose_start, open_setting
 from moco.supervised import counterpart, finetune_in, supervised
+from moco.weights import export_weights
 from test_cli import call
 from test_run import save_arrays
 from test_worth import json_of, run  # noqa: F401
@@ -103,6 +105,17 @@ def test_stopped_fine_tuning_goes_on_to_the_same_rows(own, tmp_path):
     list(finetune_in(tmp_path / "part", setting, start, QUICK))
     assert note(tmp_path / "part", "finetune.json") == note(tmp_path / "whole", "finetune.json")
     assert note(tmp_path / "whole", "finetune.json")["rows"] == whole
+
+
+def test_backbones_say_what_made_them(own, tmp_path):
+    out = own / "supervised"
+    supervised(open_setting(own), out, FineTuning(epochs=1, batch=25), say=quiet)
+    assert backbone_metadata(own / "backbone.safetensors")["mechanism"] == "MoCo"
+    assert backbone_metadata(out / "backbone.safetensors")["mechanism"] == "supervised"
+    for path, mechanism in (own, "MoCo"), (out / "backbone.safetensors", "supervised"):
+        export_weights(path, ["safetensors"], out=tmp_path / mechanism)
+        file = tmp_path / mechanism / "safetensors" / "backbone.safetensors"
+        assert backbone_metadata(file)["mechanism"] == mechanism
 
 
 def test_the_counterpart_s_batch_is_no_larger_than_the_labels(own, tmp_path, capsys):

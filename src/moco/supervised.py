@@ -226,7 +226,7 @@ def supervised(setting: Setting, out: str | Path, protocol: FineTuning, *, say: 
     net = start.classifier(setting)
     for row in kept.write(finetune(setting, start, protocol, net=net, folder=kept.checkpoints)):
         say(f"supervised, epoch {row['epoch']}: loss {row['loss']:.3f}, top-1 {row['top1']:.1f} %")
-    about = backbone_about(setting.values, setting.channels)
+    about = backbone_about(setting.values, setting.channels) | {"mechanism": "supervised"}
     write_atomically(backbone, backbone_bytes(net.trunk, about))
     return kept.rows
 

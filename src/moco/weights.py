@@ -121,6 +121,7 @@ def backbone_about(values: Recipe, channels: int, run: dict[str, Any] | None = N
         "mean": values.views.mean,
         "std": values.views.std,
         "reading": {name: getattr(values.reading, name) for name in READING},
+        "mechanism": recipe.mechanism(values),
         "recipe": values.name,
         "moco": moco.__version__,
     }
