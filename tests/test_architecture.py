@@ -17,8 +17,8 @@ FLOORS = {
     "transfer": 2, "transfer_recipe": 3, "transfer_build": 3, "transfer_start": 3, "transfer_measure": 3,
     "transfer_loop": 4, "transfer_run": 4,
     "recipe": 3, "recipe_file": 3, "recipes": 3, "studies": 3, "build": 3, "images": 3,
-    "launch": 4, "finish": 4, "starts": 4, "assess": 4, "worth": 4, "run_folder": 4, "report": 4,
-    "console": 4, "tensorboard": 4, "cli": 4, "ablate": 4,
+    "launch": 4, "finish": 4, "starts": 4, "assess": 4, "worth": 4, "supervised": 4, "run_folder": 4,
+    "report": 4, "console": 4, "tensorboard": 4, "cli": 4, "ablate": 4,
     "weights": 4, "embeddings": 4, "fit": 4, "loggers": 4, "plan": 4,
     "__main__": 4, "__init__": 4,
 }  # fmt: skip

@@ -12,12 +12,14 @@ from moco.batch import Batch
 from moco.data.augmentation import SMALL
 from moco.data.encoded import FolderSource
 from moco.data.loader import Loader
+from moco.data.reading import Reading
 from moco.data.source import ArraySource
 from moco.data.statistics import fitted, measure
 from moco.data.views import Views
 from moco.dictionary import InBatch, MemoryBank, MomentumQueue
 from moco.export.backbone import backbone_metadata, load_backbone
 from moco.recipe import MomentumQueue as QueueValues
+from moco.starts import open_setting
 from moco.world import Solo
 from tiny import tiny_recipe
 
@@ -95,6 +97,30 @@ def test_sixteen_bits_reach_the_network_at_full_range(tmp_path, folder):
     for view in batch.views:
         torch.testing.assert_close(view[0, 0], expected, atol=1e-6, rtol=0)
     assert len(batch.views[0][0].unique()) > 4000  # 8 bits would leave 256
+
+
+@pytest.mark.parametrize(
+    ("reading", "kind", "top"),
+    [(Reading(bits=8), np.uint16, 65535), (Reading(channels=1), np.uint8, 255)],
+    ids=["8 bits of 16", "grey of colour"],
+)
+def test_labelled_images_are_read_as_the_run_read_its_own(tmp_path, reading, kind, top):
+    array = images(kind, 3 if reading.channels else 1, top)
+    for number, image in enumerate(array):
+        place = tmp_path / "x" / f"{number % 2}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(place)
+    values = tiny_recipe(epochs=1, dictionary=QueueValues(size=20), views=SMALL_16, reading=reading)
+    data, out = str(tmp_path / "x"), tmp_path / "run"
+    moco.pretrain(values, data=data, out=out)
+    for setting in (
+        open_setting(out),
+        open_setting(out, data),
+        open_setting(out / "backbone.safetensors", data),
+    ):
+        assert (setting.data.train.dtype, setting.channels) == (torch.uint8, 1)
+        seen = torch.cat(list(setting.train.plain(setting.values, setting.device).batches()))
+        assert seen.abs().max() < 10  # of images that are normalised
 
 
 def test_range_is_the_fewest_bits_that_hold_every_value():

@@ -10,16 +10,21 @@ import torch
 from PIL import Image
 
 import moco
-from moco import chance, recipe_file
+from moco import assess, chance, recipe_file
+from moco.cli import main
 from moco.data.decoding import ATTEMPTS
 from moco.data.encoded import FolderSource
 from moco.data.loader import Loader
 from moco.data.procedural import procedural
 from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
+from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.features import pixels
 from moco.recipe import MomentumQueue
+from moco.report import page
+from moco.starts import open_setting
+from moco.weights import images_of, open_weights
 from test_run import StopAfter, assert_same_runs
 from tiny import CPU, tiny_recipe
 
@@ -158,6 +163,89 @@ def test_knn_leaves_unreadable_images_out(tmp_path):
     rows = [len(pixels(part.batches())) for part in sets]
     assert sum(rows) == 17
     assert [len(part.labels) for part in sets] == rows
+
+
+@pytest.fixture(scope="module")
+def labelled_run(tmp_path_factory):
+    """A run on class folders of which three files are broken, two of them on its quarantine list."""
+    folder = tmp_path_factory.mktemp("labelled")
+    data, listed = folder / "images", folder / "listed.jsonl"
+    for name in "a", "b":
+        (data / name).mkdir(parents=True)
+        photographs(data / name, 30, broken=())
+    for name in "a/03.png", "a/04.png", "b/11.png":
+        (data / name).write_bytes((data / name).read_bytes()[:200])
+    listed.write_text('{"file": "a/03.png"}\n{"file": "b/11.png"}\n')
+    values = tiny_recipe(reading=Reading(budget=0.1), epochs=1, dictionary=QUEUE)
+    moco.pretrain(values, data=str(data), out=folder / "run", quarantine=listed)
+    return folder / "run", data
+
+
+def words_of(capsys, *words):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main([str(word) for word in words])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 0, shown.err
+    return shown
+
+
+def test_a_run_s_quarantine_holds_wherever_its_own_images_are_used(labelled_run, monkeypatch):
+    out, data = labelled_run
+    own, other = open_setting(out), open_setting(out, str(data.parent / "images" / "."))
+    assert len(own.data.train) == len(other.data.train) == 58
+    assert own.lost == ("a/04.png",)
+    assert len(own.train.labels) + len(own.test.labels) == 57
+    weights = open_weights(out)
+    assert len(images_of(weights, None)) == len(images_of(weights, str(data))) == 58
+    used = []
+    monkeypatch.setattr(assess, "pairs", lambda _, data, *__, **___: used.append(data.train) or list)
+    monkeypatch.setattr(assess, "diagnose", lambda *_: {})
+    assess.diagnose_run(out)
+    monkeypatch.setattr(page, "build_atlas", lambda _, source, **__: used.append(source))
+    page.write_report([out], data.parent / "report.html")
+    assert [len(source) for source in used] == [58, 58]
+
+
+def test_other_images_are_not_quarantined(labelled_run, tmp_path):
+    for name in "a", "b":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        photographs(tmp_path / "x" / name, 15, broken=())
+    assert len(open_setting(labelled_run[0], str(tmp_path / "x")).data.train) == 30
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("linear", "--kind", "logistic"),
+        ("linear", "--kind", "paper", "--epochs", "1", "--batch", "8"),
+        ("few-labels", "--per-class", "2", "--share", "0.5", "--repeats", "2"),
+        ("finetune", "--epochs", "1", "--batch", "8"),
+        ("supervised", "--epochs", "1", "--batch", "8"),
+        ("verdict", "--repeats", "2", "--no-finetune", "--no-supervised"),
+    ],
+    ids=lambda words: "-".join(words[:3]),
+)
+def test_what_measures_with_labels_leaves_unreadable_images_out_and_counts_them(
+    labelled_run, tmp_path, capsys, words
+):
+    command, *flags = words
+    flags += ["--out", tmp_path / "out"] if command in ("supervised", "finetune") else []
+    said = words_of(capsys, command, labelled_run[0], *flags).err
+    assert "1 image could not be read, left out: a/04.png" in said
+    assert "Traceback" not in said
+
+
+def test_an_image_that_vanishes_ends_a_command_in_a_sentence(labelled_run, capsys, monkeypatch):
+    def vanish(*_, **__):
+        raise Unreadable("a/05.png", "no such file")
+
+    monkeypatch.setattr(assess, "linear", vanish)
+    with pytest.raises(SystemExit, match="1"):
+        main(["linear", str(labelled_run[0])])
+    said = capsys.readouterr().err
+    assert "moco: the run failed: cannot decode a/05.png: no such file" in said
+    assert "Traceback" not in said
 
 
 def test_the_hostile_pack_among_good_images(shared_data, tmp_path):

@@ -8,12 +8,15 @@ import torch
 from PIL import Image
 
 from moco import assess
-from moco.assess import counterpart, finetune, raw_pixels, supervised
+from moco.assess import raw_pixels
 from moco.cli import main
 from moco.data.procedural import procedural
+from moco.data.reading import Reading
 from moco.evaluate.finetune import IMAGENET, INATURALIST, FineTuning
 from moco.export.backbone import backbone_bytes, backbone_metadata, load_backbone
 from moco.starts import choose_start, open_setting, untrained_start
+from moco.supervised import counterpart, finetune, supervised
+from moco.weights import open_weights
 from test_cli import TINY, call
 from test_run import save_arrays
 
@@ -73,6 +76,42 @@ def test_weights_of_a_file_are_measured_as_a_run_s(run, capsys):
         assert "holds no run" in capsys.readouterr().err
 
 
+def deep_images(folder, top=4095):
+    """Labelled 16-bit images whose values end at `top`."""
+    arrays = dict(np.load(save_arrays(folder)))
+    for name in "images", "test_images":
+        arrays[name] = (arrays[name] / 255 * top).round().astype(np.uint16)
+        arrays[name].flat[0] = top
+    np.savez(folder / "deep.npz", **arrays)
+    return folder / "deep.npz"
+
+
+def test_weights_of_a_file_of_deep_images_are_measured_as_a_run_s(tmp_path, capsys):
+    deep, out = deep_images(tmp_path), tmp_path / "run"
+    call("pretrain", "demo", *TINY, "--data", deep, "--out", out, "--reading.background", 0.5)
+    file = out / "backbone.safetensors"
+    of_run, of_file = open_weights(out), open_weights(file)
+    assert of_file.values.views.range == of_run.values.views.range == (0, 4095)
+    assert of_file.values.reading == of_run.values.reading == Reading(background=0.5)
+    assert of_file.views.unit(torch.tensor([4095], dtype=torch.uint16)).item() == 1
+    words = "linear", "--kind", "logistic", "--data", deep
+    whole = json_of(capsys, *words, out)["top1"]
+    assert json_of(capsys, *words, file)["top1"] == whole
+    assert json_of(capsys, *words, out, "--weights", file)["top1"] == whole
+
+
+def test_other_weights_keep_their_own_range_of_pixel_values(run, tmp_path):
+    net, about = load_backbone(run / "backbone.safetensors"), backbone_metadata(run / "backbone.safetensors")
+    setting = open_setting(run, str(deep_images(tmp_path)))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095]}))
+    assert choose_start(setting, str(other)).values.views.range == (0, 4095)
+    eight = about["reading"] | {"bits": 8}
+    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095], "reading": eight}))
+    with pytest.raises(ValueError, match=r"read with reading\.bits = 8, these are read with None"):
+        choose_start(setting, str(other))
+
+
 def test_few_labels(run, capsys):
     found = json_of(capsys, "few-labels", run, "--per-class", 1, 3, "--share", 0.5, "--repeats", 2)
     assert [row["amount"] for row in found["curve"]] == ["1 per class", "3 per class", "50 %"]
@@ -123,7 +162,7 @@ def test_supervised_goes_on_to_the_same_bits_and_loads_like_a_run(run, tmp_path)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert backbone_metadata(files[0])["arch"] == "resnet10"
     assert supervised(setting, tmp_path / "whole", QUICK) == whole  # finished: nothing is done again
-    with pytest.raises(FileExistsError, match="holds something else"):
+    with pytest.raises(FileExistsError, match=r"holds another training \(lr is 0.1 there, 0.03 here\)"):
         supervised(setting, tmp_path / "whole", FineTuning(epochs=1, batch=25))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from moco import chance, recipe
 from moco.data.crops import crop_batches
+from moco.data.encoded import looking
 from moco.data.loader import Loader, plain_batches
-from moco.data.source import Source
+from moco.data.source import ArraySource, Source
+from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.knn import Labelled
 
@@ -71,6 +74,23 @@ class Portion:
             )  # fmt: skip
 
         return batches
+
+    def readable(self, workers: int = 2) -> tuple["Portion", list[str]]:
+        """Those that can be read, and the names of the others; every file is decoded once."""
+        if isinstance(self.source, ArraySource):
+            return self, []
+
+        def reads(index: int) -> bool:
+            try:
+                with looking(self.source, index):
+                    return True
+            except Unreadable:
+                return False
+
+        with ThreadPoolExecutor(workers) as pool:
+            fine = torch.tensor(list(pool.map(reads, self.indices.tolist())))
+        lost = [self.source.sample_name(index) for index in sorted(self.indices[~fine].tolist())]
+        return self.take(fine.nonzero().flatten()), lost
 
     def take(self, places: Tensor) -> "Portion":
         """Those at some places."""

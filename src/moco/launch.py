@@ -22,7 +22,16 @@ from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
-from moco.run_folder import STOPPED, difference, is_free, leave_note, locked, provenance, read_run
+from moco.run_folder import (
+    STOPPED,
+    chosen_images,
+    difference,
+    is_free,
+    leave_note,
+    locked,
+    provenance,
+    read_run,
+)
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
 from moco.weights import open_weights, trained_encoder
@@ -159,11 +168,7 @@ def measure_knn(
     where = choose_device(device)
     weights = open_weights(out, where)
     values = weights.values
-    spec, listed = (
-        (weights.run.get("data"), weights.run.get("quarantine", "")) if data is None else (data, "")
-    )
-    if spec is None:
-        raise ValueError(f"{out} does not say on which images it was trained; give --data")
+    spec, listed = chosen_images(weights.path, weights.run, data)
     sets = labelled(values, open_data(spec, values.reading, listed), where)
     if sets is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")

@@ -344,3 +344,16 @@ class Recipe:
             not (isinstance(self.keys, TiedKeys) and isinstance(self.dictionary, MomentumQueue)),
             "tied keys change at every step and are consistent within a batch only: use dictionary InBatch()",
         )
+
+
+MECHANISMS = {
+    (MomentumKeys, MomentumQueue): "MoCo",
+    (TiedKeys, InBatch): "end-to-end",
+    (QueryKeys, MemoryBank): "memory bank",
+}
+"""Rows of the paper's Table 3."""
+
+
+def mechanism(values: Recipe) -> str:
+    """What a recipe trains by: which keys and dictionary, as the paper's tables call it."""
+    return MECHANISMS.get((type(values.keys), type(values.dictionary)), f"{values.name} (own mechanism)")

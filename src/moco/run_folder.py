@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from moco import __version__, recipe_file
+from moco.data.open import locate
 from moco.images import Data
 from moco.recipe import Recipe
 
@@ -32,6 +33,24 @@ def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
     if not (out / "recipe.toml").exists():
         raise FileNotFoundError(f"{out} holds no run: there is no {out / 'recipe.toml'}")
     return recipe_file.read(out / "recipe.toml")
+
+
+def chosen_images(out: Path, run: dict[str, Any], data: str | None) -> tuple[str, str]:
+    """Which images are meant, and the list of those to leave out: a run's list goes with its own images only.
+
+    Args:
+        out: what is called so in messages.
+        run: what it knows of its images; empty for a file.
+        data: what was asked for; None takes the run's own.
+
+    Raises:
+        ValueError: if it is not known which images.
+    """
+    own = run.get("data")
+    spec = own if data is None else data
+    if spec is None:
+        raise ValueError(f"{out} does not say on which images it was trained; give --data")
+    return spec, run.get("quarantine", "") if locate(spec) == own else ""
 
 
 def is_free(out: Path) -> bool:

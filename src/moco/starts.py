@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from moco.images import Data, Portion, portions
 from moco.launch import choose_device, open_data
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
-from moco.run_folder import read_run
-from moco.weights import open_weights
+from moco.run_folder import chosen_images, read_run
+from moco.weights import known_range, open_weights
 
 _CALIBRATION_BATCHES = 4
 
@@ -38,6 +39,7 @@ class Setting:
         classes: how many there are.
         channels: of the images.
         device: where networks run.
+        lost: names of labelled images that cannot be read and were left out.
     """
 
     out: Path
@@ -49,12 +51,15 @@ class Setting:
     classes: int
     channels: int
     device: torch.device
+    lost: tuple[str, ...] = ()
 
 
 def open_setting(
     out: str | Path, data: str | None = None, *, device: str = "auto", run_only: bool = False
 ) -> Setting:
-    """Read a run, or weights from elsewhere, and labelled images.
+    """Read a run, or weights from elsewhere, and labelled images, as the run reads its own.
+
+    Images that cannot be read are left out.
 
     Args:
         out: the run folder, or a file that `open_weights` takes.
@@ -72,10 +77,8 @@ def open_setting(
     else:
         weights = open_weights(out)
         values, run = weights.values, {"channels": weights.about["channels"]}
-    spec = data if data is not None else run.get("data")
-    if spec is None:
-        raise ValueError(f"{out} does not say on which images it was trained; give --data")
-    images = open_data(spec)
+    spec, listed = chosen_images(out, run, data)
+    images = open_data(spec, values.reading, listed)
     if images.train.channels != run["channels"]:
         raise ValueError(
             f"{out} takes images of {run['channels']} channels, those of {spec} have {images.train.channels}"
@@ -88,13 +91,16 @@ def open_setting(
     found = portions(images, values.seed)
     if found is None:
         raise ValueError(f"{spec} has too few images to learn from some and test on others")
-    train, test = found
+    (train, lost), (test, others) = (portion.readable() for portion in found)
+    if not len(train.labels) or not len(test.labels):
+        raise ValueError(f"{spec} has no image to learn from or none to test on that can be read")
     if len(train.labels.unique()) < 2:
         raise ValueError(f"{spec} has images of one class only; there is nothing to tell apart")
     if unknown := set(test.labels.tolist()) - set(train.labels.tolist()):
         raise ValueError(f"class {min(unknown)} of the test images of {spec} has no training image")
     classes = int(train.labels.max()) + 1
-    return Setting(out, values, spec, images, train, test, classes, run["channels"], where)
+    lost += others
+    return Setting(out, values, spec, images, train, test, classes, run["channels"], where, tuple(lost))
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,13 @@ class Start:
     def features(self, portion: Portion, device: torch.device) -> Features:
         """Trunk features and head output of unaugmented images."""
         return extract(self.encoder, portion.plain(self.values, device, strict=True).batches())
+
+    def fingerprint(self) -> str:
+        """A digest of the trunk's weights; statistics, which may be measured, are left out."""
+        digest = hashlib.sha256()
+        for name, tensor in self.encoder.trunk.named_parameters():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def classifier(self, setting: Setting) -> Classifier:
         """A copy of the trunk with a fresh classifier, ready to be trained.
@@ -160,11 +173,11 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
     """Weights from elsewhere: a run folder, a backbone.safetensors, or torchvision/NAME:FILE, timm/NAME:FILE.
 
     Images are prepared as the file asks: a backbone by its own metadata, a library's network at 224
-    pixels with ImageNet's statistics.
+    pixels with ImageNet's statistics. They are read as the setting's are.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file does not hold that network, or takes images of other channels.
+        ValueError: if the file does not hold that network, or takes images of other channels or bits.
     """
     library, _, file = path.partition(":")
     if library.startswith(("torchvision/", "timm/")) and file:
@@ -172,17 +185,23 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
             raise FileNotFoundError(f"there is no file {file}")
         trunk, _ = encoders.trunk(library, channels=setting.channels)
         _load(trunk, torch.load(file, map_location="cpu", weights_only=True), library, file)
-        size, mean, std = 224, IMAGENET_MEAN, IMAGENET_STD
+        size, mean, std, range = 224, IMAGENET_MEAN, IMAGENET_STD, setting.values.views.range
     else:
         where = Path(path) if Path(path).is_file() else Path(path) / "backbone.safetensors"
         about = backbone_metadata(where)
         trunk = load_backbone(where)
         size, mean, std = about["size"], tuple(about["mean"]), tuple(about["std"])
+        range = known_range(about) or setting.values.views.range
         if about["channels"] != setting.channels:
             raise ValueError(
                 f"{where} takes images of {about['channels']} channels, these have {setting.channels}"
             )
-    views = dataclasses.replace(setting.values.views, eval_size=size, mean=mean, std=std)
+        theirs, ours = about.get("reading", {}).get("bits"), setting.values.reading.bits
+        if theirs != ours and range != setting.values.views.range:
+            raise ValueError(
+                f"{where} was trained on images read with reading.bits = {theirs}, these are read with {ours}"
+            )
+    views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
     encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
     values = dataclasses.replace(setting.values, views=views)
     return Start(name or path, encoder.eval(), values, trained=True, head=False)

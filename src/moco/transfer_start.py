@@ -8,18 +8,11 @@ from safetensors.torch import load_file
 
 from moco import recipe_file
 from moco.encoder import trunk
-from moco.export.backbone import backbone_metadata
-from moco.recipe import InBatch, MemoryBank, MomentumKeys, MomentumQueue, QueryKeys, TiedKeys
+from moco.export.backbone import backbone_metadata, own_metadata
+from moco.recipe import mechanism
 from moco.transfer.loader import Pixels
 from moco.transfer_build import IMAGENET, Start
 from moco.transfer_recipe import Trunk
-
-MECHANISMS = {
-    (MomentumKeys, MomentumQueue): "MoCo",
-    (TiedKeys, InBatch): "end-to-end",
-    (QueryKeys, MemoryBank): "memory bank",
-}
-"""Rows of the paper's Table 3."""
 
 
 def absolute(spec: str) -> str:
@@ -37,8 +30,9 @@ def open_start(spec: str, values: Trunk) -> Start:
 
     Args:
         spec: "random" (of the recipe's architecture), "random:RUN" (of a run's architecture),
-            "supervised:FILE" (torchvision's key names, .pth or .safetensors), or RUN: a finished
-            pre-training run or its backbone.safetensors.
+            "supervised:FILE" (torchvision's key names, .pth or .safetensors; a backbone.safetensors
+            brings its own architecture and statistics), or RUN: a finished pre-training run or any
+            backbone.safetensors, whose row is what made it.
         values: the recipe's architecture, for what does not bring its own.
 
     Raises:
@@ -55,14 +49,10 @@ def open_start(spec: str, values: Trunk) -> Start:
         return _supervised(spec, Path(where), values)
     path = _backbone(spec)
     about = backbone_metadata(path)
-    if about["channels"] != 3:
-        raise ValueError(
-            f"{path} takes {about['channels']} channels; detection and segmentation read images as RGB, "
-            "so the trunk must take 3"
-        )
+    _require_rgb(about, path)
     own = _trunk(about, values)
     state = load_file(str(path))
-    return Start(_mechanism(path), spec, own, _pixels(about), _checked(state, own, path))
+    return Start(_row(path, about), spec, own, _pixels(about), _checked(state, own, path))
 
 
 def _backbone(where: str) -> Path:
@@ -82,28 +72,52 @@ def _pixels(about: dict[str, Any]) -> Pixels:
     return Pixels(tuple(about["mean"]), tuple(about["std"]))
 
 
-def _mechanism(path: Path) -> str:
-    """The row of a run: which keys and dictionary it was trained with."""
-    if not (file := path.parent / "recipe.toml").is_file():
-        return "MoCo"
-    recipe, _ = recipe_file.read(file)
-    return MECHANISMS.get((type(recipe.keys), type(recipe.dictionary)), f"{recipe.name} (own mechanism)")
+def _require_rgb(about: dict[str, Any], path: Path) -> None:
+    if about["channels"] != 3:
+        raise ValueError(
+            f"{path} takes {about['channels']} channels; detection and segmentation read images as RGB, "
+            "so the trunk must take 3"
+        )
+
+
+def _maker(about: dict[str, Any]) -> str:
+    """What made a backbone, as it says: a mechanism, or the package it came from; "" if it does not."""
+    return about.get("mechanism", about.get("origin", ""))
+
+
+def _row(path: Path, about: dict[str, Any]) -> str:
+    """The row of a backbone; of files that do not say what made them, what lies beside them does."""
+    if made := _maker(about):
+        return made
+    if (path.parent / "supervised.json").is_file():
+        return "supervised"
+    if (file := path.parent / "recipe.toml").is_file():
+        return mechanism(recipe_file.read(file)[0])
+    return "MoCo"
 
 
 def _supervised(spec: str, path: Path, values: Trunk) -> Start:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; --init supervised:FILE takes torchvision's weights")
+    about = None
     if path.suffix == ".safetensors":
         content: dict[str, Any] = load_file(str(path))
+        about = own_metadata(path)
     else:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    pixels = IMAGENET
+    if about is not None:
+        if (made := _maker(about)) not in ("supervised", "torchvision", ""):
+            raise ValueError(f"{path} says that it was made by {made}; start from it with --init {path}")
+        _require_rgb(about, path)
+        values, pixels = _trunk(about, values), _pixels(about)
     content = content.get("state_dict", content)
     state = {
         name.removeprefix("module."): tensor
         for name, tensor in content.items()
         if not name.removeprefix("module.").startswith("fc.")
     }
-    return Start("supervised", spec, values, IMAGENET, _checked(state, values, path))
+    return Start("supervised", spec, values, pixels, _checked(state, values, path))
 
 
 def _checked(state: dict[str, torch.Tensor], values: Trunk, path: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from moco import encoder, recipe
 from moco.build import build_encoder
 from moco.data.augmentation import Augmentation
 from moco.data.open import open_source
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.views import Views
 from moco.export.backbone import backbone_metadata, backbone_path, build_trunk
@@ -22,8 +24,11 @@ from moco.export.foreign import head_kind, read_foreign
 from moco.export.target import Exported, export_backbone, missing
 from moco.export.targets import TARGETS, target
 from moco.recipe import Recipe
-from moco.run_folder import read_run
+from moco.run_folder import chosen_images, read_run
 from moco.training.checkpoint import Checkpoints
+
+READING = ("channels", "bits", "alpha", "background")
+"""What a backbone file says of `Reading`: what changes the pixels."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +39,7 @@ class Weights:
         path: where it was found.
         encoder: in evaluation mode; without a head its output is the trunk's features, unit-length.
         has_head: whether the head of pre-training is there too.
-        values: the recipe; of a file, one that holds its architecture and its images' size only.
+        values: the recipe; of a file, one that holds its architecture and how images are prepared only.
         about: what a backbone file says about itself.
         run: what the run knows of its data and machine; empty for a file.
         step: steps trained, where that is known.
@@ -115,12 +120,22 @@ def backbone_about(values: Recipe, channels: int, run: dict[str, Any] | None = N
         "range": values.views.range,
         "mean": values.views.mean,
         "std": values.views.std,
+        "reading": {name: getattr(values.reading, name) for name in READING},
+        "mechanism": recipe.mechanism(values),
         "recipe": values.name,
         "moco": moco.__version__,
     }
     if run is not None:
         facts["trained_on"] = f"{run['images']} images, fingerprint {run['fingerprint']}"
     return facts
+
+
+def known_range(about: dict[str, Any]) -> tuple[float, float] | None:
+    """The pixel values that become 0 and 1, where a file says them."""
+    if not about.get("range"):
+        return None
+    low, high = about["range"]
+    return low, high
 
 
 def describe(about: dict[str, Any]) -> str:
@@ -151,10 +166,12 @@ def _of_file(path: Path, device: torch.device, values: Recipe | None, run: dict[
         views = dataclasses.replace(
             Augmentation(),
             size=known["size"],
+            range=known_range(known),
             mean=tuple(known["mean"]),
             std=tuple(known["std"]),
         )
-        values = Recipe(name=path.name, encoder=settings, views=views)
+        reading = Reading(**known.get("reading", {}))
+        values = Recipe(name=path.name, encoder=settings, views=views, reading=reading)
     net = encoder.Encoder(trunk, top).to(memory_format=torch.channels_last)
     return Weights(path, net.to(device).eval(), kind is not None, values, known, run)
 
@@ -171,13 +188,17 @@ def images_of(weights: Weights, data: str | None, split: str = "train") -> Sourc
         FileNotFoundError: if there are no images.
         ValueError: if it is not known which, or there are no test images.
     """
-    spec = data if data is not None else weights.run.get("data")
-    if spec is None:
-        raise ValueError(f"{weights.path} does not say on which images it was trained; give --data")
-    source = open_source(spec, split, reading=weights.values.reading)
+    source = images_if_any(weights, data, split)
     if source is None:
-        raise ValueError(f"{spec} has no {split} images")
+        raise ValueError(f"{data or weights.run['data']} has no {split} images")
     return source
+
+
+def images_if_any(weights: Weights, data: str | None, split: str) -> Source | None:
+    """As `images_of`; None if there are no test images."""
+    spec, listed = chosen_images(weights.path, weights.run, data)
+    quarantine = read_quarantine(listed) if listed else frozenset[str]()
+    return open_source(spec, split, reading=weights.values.reading, quarantine=quarantine)
 
 
 def export_weights(

@@ -5,20 +5,23 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from moco.assess import Say, by_training, counterpart, finished, raw_pixels, supervised
+from moco.assess import by_training, raw_pixels
 from moco.evaluate.diagnostics import PAIRS, diagnose
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
+from moco.evaluate.finetune import FineTuning
 from moco.evaluate.knn import accuracy
 from moco.evaluate.logistic import fit_predict
 from moco.evaluate.verdict import Contender, judge
 from moco.images import pairs
 from moco.report.few_labels import plot_few_labels
 from moco.starts import Setting, Start, other_start, trained_start, untrained_start
+from moco.supervised import Say, counterpart, planned, supervised
 from moco.training.checkpoint import write_atomically
 
 TRAINED_REPEATS = 3
@@ -66,7 +69,8 @@ def verdict(
         setting: the run and the labelled images.
         others: weights from elsewhere, as for `moco.starts.other_start`.
         with_supervised: also train the same network on the same images with their labels, for as many
-            epochs as the run, into the run's folder `supervised`; one that is there already is taken.
+            epochs as the run, into the run's folder `supervised`; one of the same images that is there
+            already is taken, or finished, and its epochs are named where they are not the run's.
         finetune: also fine-tune on few labels, from the run and from scratch, with the two largest amounts
             of at most 1,000.
         amounts: of labels.
@@ -77,11 +81,14 @@ def verdict(
         What `verdict.json` holds.
 
     Raises:
+        FileExistsError: if the folder `supervised` holds the counterpart on other images.
         ValueError: if there are fewer than two repeats, or weights do not fit.
     """
     if repeats < 2:
         raise ValueError(f"a verdict needs at least 2 repeats, whose spread is its evidence, got {repeats}")
     started = time.perf_counter()
+    folder = setting.out / "supervised"
+    protocol = _planned(setting, folder) if with_supervised else None
     ours, untrained = trained_start(setting), untrained_start(setting)
     elsewhere = [other_start(setting, path) for path in others]
     options: dict[str, Any] = {"amounts": amounts, "repeats": repeats, "seed": setting.values.seed}
@@ -92,11 +99,11 @@ def verdict(
     say("raw pixels")
     rows["raw pixels"] = _raw_row(setting, **options)
     supervised_top1 = None
-    if with_supervised:
-        folder = setting.out / "supervised"
-        rows_of_it = finished(folder) or supervised(setting, folder, counterpart(setting), say=say)
-        supervised_top1 = rows_of_it[-1]["top1"]
-        start = other_start(setting, str(folder), name="supervised, all labels")
+    if protocol is not None:
+        supervised_top1 = supervised(setting, folder, protocol, say=say)[-1]["top1"]
+        as_long = protocol.epochs == counterpart(setting).epochs
+        name = "supervised, all labels" + ("" if as_long else f", {protocol.epochs} epochs")
+        start = other_start(setting, str(folder), name=name)
         rows[start.name] = measure(setting, start, curve=False, **options)
     if finetune:
         counts = {_count(setting, a): a for a in amounts if _count(setting, a) <= TRAINED_LABELS}
@@ -125,6 +132,13 @@ def verdict(
     plot_few_labels(setting.out / "verdict.png", rows.values(), result["sentence"])
     write_atomically(setting.out / "verdict.json", json.dumps(result, indent=1).encode())
     return result
+
+
+def _planned(setting: Setting, folder: Path) -> FineTuning:
+    try:
+        return planned(setting, folder)
+    except FileExistsError as error:
+        raise FileExistsError(f"{error}: move it away, or leave it out with --no-supervised") from None
 
 
 def measure(setting: Setting, start: Start, *, curve: bool = True, **options: Any) -> Row:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from moco import __version__
+from moco.data.unreadable import Unreadable
 
 COMMANDS = {
     "doctor": ("IMAGES [--against TEST]", "what is in a folder of images, before training on it"),
@@ -85,7 +86,7 @@ def _run(words: list[str]) -> int:
         raise
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
         return _refuse(str(error))
-    except (FloatingPointError, ConnectionError, TimeoutError) as error:
+    except (FloatingPointError, ConnectionError, TimeoutError, Unreadable) as error:
         print(f"moco: the run failed: {error}", file=sys.stderr)
         return 1
     except Exception as error:

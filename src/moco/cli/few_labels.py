@@ -39,11 +39,13 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(FewLabels, args=words, prog="moco few-labels", config=FLAGS)
     from moco.assess import few_labels
+    from moco.console import tell_lost
     from moco.evaluate.fewlabel import Amount
     from moco.starts import choose_start, open_setting
 
     amounts = [Amount(per_class=n) for n in call.per_class] + [Amount(share=s) for s in call.share]
     setting = open_setting(call.run, call.data, device=call.device)
+    tell_lost(setting.lost)
     start = choose_start(setting, call.weights)
     way = "fine-tuned" if call.finetune else "logistic regression on frozen features"
     print(f"{start.name}, {way}, {call.repeats} splits of each amount", file=sys.stderr)

@@ -35,7 +35,8 @@ class Finetune:
     """Begin from these instead of the run's: untrained, another run, a backbone.safetensors, or
     torchvision/NAME:FILE or timm/NAME:FILE."""
     out: Path | None = None
-    """Keep checkpoints here, so that the same command goes on after a stop."""
+    """Keep the training here, so that the same command goes on after a stop; once finished it says the result
+    again."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     json: bool = False
@@ -57,20 +58,25 @@ def chosen(call: Any) -> Any:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Finetune, args=words, prog="moco finetune", config=FLAGS)
-    from moco.assess import finetune
+    from moco.console import tell_lost
     from moco.starts import choose_start, open_setting
+    from moco.supervised import finetune, finetune_in
 
     protocol = chosen(call)
     setting = open_setting(call.run, call.data, device=call.device)
+    tell_lost(setting.lost)
     start = choose_start(setting, call.weights)
+    rows = (
+        finetune(setting, start, protocol)
+        if call.out is None
+        else finetune_in(call.out, setting, start, protocol)
+    )
     row: dict[str, float] = {}
-    for row in finetune(setting, start, protocol, folder=call.out):
+    for row in rows:
         print(
             f"epoch {row['epoch']}/{protocol.epochs}  loss {row['loss']:.3f}  top-1 {row['top1']:.2f} %",
             file=sys.stderr,
         )
-    if not row:
-        raise ValueError(f"{call.out} holds a training that is finished already")
     if call.json:
         print(json.dumps({"start": start.name, **row}))
     else:

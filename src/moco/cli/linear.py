@@ -43,6 +43,7 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Linear, args=words, prog="moco linear", config=FLAGS)
     from moco.assess import linear
+    from moco.console import tell_lost
     from moco.evaluate.linear import LinearProtocol
     from moco.starts import choose_start, open_setting
 
@@ -54,6 +55,7 @@ def run(words: list[str]) -> int:
         batch=call.batch,
     )
     setting = open_setting(call.run, call.data, device=call.device)
+    tell_lost(setting.lost)
     start = choose_start(setting, call.weights)
     row = {}
     for row in linear(setting, start, kind=call.kind, protocol=protocol):

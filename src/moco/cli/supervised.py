@@ -37,10 +37,12 @@ class Supervised:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Supervised, args=words, prog="moco supervised", config=FLAGS)
-    from moco.assess import counterpart, supervised
+    from moco.console import tell_lost
     from moco.starts import open_setting
+    from moco.supervised import counterpart, supervised
 
     setting = open_setting(call.run, call.data, device=call.device, run_only=True)
+    tell_lost(setting.lost)
     protocol = counterpart(
         setting, lr=call.lr, weight_decay=call.weight_decay, epochs=call.epochs, batch=call.batch
     )

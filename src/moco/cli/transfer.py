@@ -121,14 +121,17 @@ def _resume(words: list[str]) -> int:
 
 def _table(words: list[str]) -> int:
     call = tyro.cli(Table, args=words, prog="moco transfer table", config=FLAGS)
+    from moco.transfer_run import read_transfer
+
     results = []
     for folder in call.runs:
         path = folder / "result.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no finished transfer run: there is no {path}")
-        results.append(json.loads(path.read_text()))
-        if "headline" not in results[-1]:
+        result = json.loads(path.read_text())
+        if "headline" not in result:
             raise ValueError(f"{folder} holds another kind of run; the table takes runs of moco transfer")
+        results.append(result | {"origin": read_transfer(folder)[1]["init"]})
     if call.json:
         print(json.dumps(results))
         return 0

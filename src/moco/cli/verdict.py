@@ -36,10 +36,12 @@ class Verdict:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Verdict, args=words, prog="moco verdict", config=FLAGS)
+    from moco.console import tell_lost
     from moco.starts import open_setting
     from moco.worth import verdict
 
     setting = open_setting(call.run, call.data, device=call.device, run_only=True)
+    tell_lost(setting.lost)
     result = verdict(
         setting,
         others=call.against,
@@ -61,12 +63,12 @@ def _print(result: dict[str, Any]) -> None:
     reference = next((row for row in rows if row["name"].startswith("supervised")), None)
     counts = f"{result['images']:,} training and {result['test_images']:,} test images"
     print(f"{counts}, {result['classes']} classes")
-    print(f"\n{'top-1, %':28}{'kNN trunk':>18}{'kNN output':>18}{'linear':>18}")
+    print(f"\n{'top-1, %':34}{'kNN trunk':>18}{'kNN output':>18}{'linear':>18}")
     for row in rows:
         cells = (_cell(row, reference, name) for name in ("knn_trunk", "knn_output", "linear"))
-        print(f"{row['name'][:27]:28}" + "".join(f"{cell:>18}" for cell in cells))
+        print(f"{row['name'][:33]:34}" + "".join(f"{cell:>18}" for cell in cells))
     if result["supervised_top1"] is not None:
-        print(f"{'supervised, its own output':28}{'':36}{result['supervised_top1']:>18.1f}")
+        print(f"{'supervised, its own output':34}{'':36}{result['supervised_top1']:>18.1f}")
     for kind, title in (
         ("few_labels", "few labels, logistic regression on frozen features"),
         ("few_labels_fine_tuned", "few labels, fine-tuned end to end"),
@@ -78,10 +80,10 @@ def _print(result: dict[str, Any]) -> None:
             f"\n{title}: mean and 95 % interval over {len(next(iter(curves.values()))[0]['values'])} splits"
         )
         first = next(iter(curves.values()))
-        print(f"{'':28}" + "".join(f"{point['amount']:>15}" for point in first))
+        print(f"{'':34}" + "".join(f"{point['amount']:>15}" for point in first))
         for name, curve in curves.items():
             cells = (f"{p['mean']:.1f} ± {p['high'] - p['mean']:.1f}" for p in curve)
-            print(f"{name[:27]:28}" + "".join(f"{cell:>15}" for cell in cells))
+            print(f"{name[:33]:34}" + "".join(f"{cell:>15}" for cell in cells))
     print(f"\n{result['sentence']}")
 
 

@@ -36,7 +36,7 @@ def backbone_metadata(path: str | Path) -> dict[str, Any]:
         ValueError: if it holds no residual network that is understood.
     """
     path = backbone_path(path)
-    about = _own_metadata(path)
+    about = own_metadata(path)
     return about if about is not None else read_foreign(path).about
 
 
@@ -53,7 +53,7 @@ def load_backbone(path: str | Path) -> nn.Module:
         ValueError: if it holds no residual network that is understood.
     """
     path = backbone_path(path)
-    about = _own_metadata(path)
+    about = own_metadata(path)
     if about is not None:
         return build_trunk(about, load_file(str(path)))
     found = read_foreign(path)
@@ -91,7 +91,7 @@ def backbone_path(path: str | Path) -> Path:
     return path
 
 
-def _own_metadata(path: Path) -> dict[str, Any] | None:
+def own_metadata(path: Path) -> dict[str, Any] | None:
     """What this package wrote into a file, None if it is somebody else's."""
     if path.suffix not in (".safetensors", *SUFFIXES):
         raise ValueError(f"{path} is no file of weights; there are .safetensors, {', '.join(SUFFIXES)}")

@@ -8,13 +8,11 @@ import jinja2
 import torch
 
 from moco import recipe_file
-from moco.data.open import open_source
-from moco.data.source import Source
 from moco.report.atlas import Atlas, build_atlas
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
 from moco.training.checkpoint import write_atomically
-from moco.weights import describe, open_weights
+from moco.weights import describe, images_if_any, images_of, open_weights
 
 QUERIES = 8  # images whose neighbours are shown
 
@@ -116,11 +114,9 @@ def _atlas(
     """The atlas, or why there is none."""
     try:
         weights = open_weights(run.out, device)
-        spec = data if data is not None else run.run["data"]
-        source: Source | None = open_source(spec, "test", reading=run.values.reading)
+        source = images_if_any(weights, data, "test")
         if source is None or len(source) < 10:
-            source = open_source(spec, "train", reading=run.values.reading)
-        assert source is not None
+            source = images_of(weights, data)
         return build_atlas(weights, source, images=images, projection=projection), ""
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         if data is not None:

@@ -112,11 +112,12 @@ def transfer_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Rows of starts, columns of metrics, as Markdown: mean ± deviation, and the gain over supervised.
 
     Args:
-        results: `result.json` of runs of one task, each another start.
+        results: `result.json` of runs of one task, each another start; with its origin where names repeat.
 
     Returns:
         The paper's form: gains over the supervised row in brackets, marked ▲ from +0.5. Where there is no
-        supervised row, gains are over the random one.
+        supervised row, gains are over the random one; where there are several, over the first. Rows of one
+        name are told apart by their origin.
 
     Raises:
         ValueError: if the runs are of different tasks.
@@ -125,14 +126,19 @@ def transfer_table(results: Sequence[Mapping[str, Any]]) -> str:
         raise ValueError(f"a table shows one task, got runs of {', '.join(sorted(tasks))}")
     order = ["random", "supervised"]
     ranked = sorted(results, key=lambda r: (order.index(r["row"]) if r["row"] in order else 2, r["row"]))
-    baselines = {r["row"]: r for r in ranked}
-    against = baselines.get("supervised") or baselines.get("random")
+    names = [result["row"] for result in ranked]
+    starts = [
+        f"{name} ({result['origin']})" if names.count(name) > 1 and "origin" in result else name
+        for name, result in zip(names, ranked, strict=True)
+    ]
+    base = next((names.index(name) for name in ("supervised", "random") if name in names), None)
+    against = None if base is None else ranked[base]
     columns = list(ranked[0]["headline"])
     lines = [f"| start | {' | '.join(columns)} | trials |", "|---|" + "---|" * (len(columns) + 1)]
-    for result in ranked:
+    for start, result in zip(starts, ranked, strict=True):
         cells = [_cell(result, name, against) for name in columns]
-        lines.append(f"| {result['row']} | {' | '.join(cells)} | {len(result['trials'])} |")
-    note = "" if against is None else f"; gains over {against['row']} in brackets, ▲ from +{_MARKED}"
+        lines.append(f"| {start} | {' | '.join(cells)} | {len(result['trials'])} |")
+    note = "" if base is None else f"; gains over {starts[base]} in brackets, ▲ from +{_MARKED}"
     lines.append(f"\n{ranked[0]['task']}: percent, mean ± standard deviation over trials{note}.")
     return "\n".join(lines)
 

@@ -65,14 +65,6 @@ def segmentation(root: str | Path, split: str, classes: tuple[str, ...] | None =
     return Examples(f"{folder.name} {name}", classes, tuple(examples), folder)
 
 
-def augmented(voc: set[str], voc_val: set[str], sbd: set[str]) -> list[str]:
-    """train_aug: every image VOC 2012's training split or SBD has masks for, without VOC's val images.
-
-    Source: MoCo, appendix A.5 ("train_aug2012", 10,582 images); Hariharan et al. 2011.
-    """
-    return sorted((voc | sbd) - voc_val)
-
-
 def _detection(root: Path, year: str, name: str, classes: tuple[str, ...]) -> Examples:
     folder = _home(root, year)
     ids = _ids(folder / "ImageSets/Main" / f"{name}.txt")
