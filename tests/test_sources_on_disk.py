@@ -135,6 +135,13 @@ def test_impossible_tables_are_refused(tmp_path, text, message):
         open_source(str(tmp_path / "x.csv"), split)
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.txt"])
+def test_a_table_that_is_not_utf_8_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes("path\nMüller.png\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=rf"{name} must be UTF-8, .* 0xfc .*; save it as UTF-8"):
+        open_source(str(tmp_path / name))
+
+
 def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
