@@ -176,6 +176,8 @@ class Processes(World):
         started = time.monotonic()
         try:
             return act()
+        except torch.OutOfMemoryError:  # of this process; the others lost it
+            raise
         except RuntimeError as error:
             waited = time.monotonic() - started
             raise self._explain(what, waited, error) from error
@@ -184,8 +186,9 @@ class Processes(World):
         """A sentence for a wait that failed: a process is gone, or did not come within the limit."""
         place = f"process {self._rank} of {self._size} waited for {what} {self._where}"
         if not re.search(r"timed? ?out", str(error), re.IGNORECASE):
+            said = str(error).partition("\n")[0]
             return ConnectionError(
-                f"{place} and lost another process; its own message says why it ended. "
+                f"{place} and lost another process ({said}); its own message says why it ended. "
                 "The same command goes on from the last checkpoint"
             )
         return TimeoutError(
