@@ -58,6 +58,14 @@ def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone,
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_the_share_of_masked_keys_is_that_of_the_whole_batch(together, alone, size):
+    expected = alone["own keys masked"]["masked"]
+    assert expected.max() > 0
+    for found in together[size]:
+        assert torch.equal(found["own keys masked"]["masked"], expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", [*ranks.CASES, "float32"])
 def test_processes_hold_the_same_bits(together, case, size):
     if size > ranks.CASES.get(case, {}).get("most", size):

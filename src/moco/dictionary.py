@@ -42,17 +42,19 @@ class Dictionary(nn.Module, ABC):
 
     @torch.no_grad()
     def masked(self, batch: Batch, world: World) -> Tensor:
-        """Share of the batch's negatives that are left out, because they are of the query's own image
-        or group; a scalar that stays on the device."""
+        """Share of the global batch's negatives that are left out, because they are of the query's own
+        image or group; a scalar that stays on the device."""
         negatives = self.identities(batch, world)
         own = batch.identity
         if negatives is None:
             return torch.zeros((), device=own.device)
         if negatives.dim() == 2:
-            return (negatives == own[:, None]).float().mean()
-        ordered = negatives.sort().values  # counting matches one by one would take N x K comparisons
-        first, last = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
-        return (last - first).sum() / (len(own) * len(ordered))
+            count, all_of_them = (negatives == own[:, None]).sum(), negatives.numel()
+        else:
+            ordered = negatives.sort().values  # counting matches one by one would take N x K comparisons
+            first, last = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
+            count, all_of_them = (last - first).sum(), len(own) * len(ordered)
+        return world.mean(count.float(), "shares of masked keys") / all_of_them
 
 
 class MomentumQueue(Dictionary):
