@@ -76,14 +76,14 @@ class Processes(World):
         work = self._within_limit(what, begin)
         return lambda: self._within_limit(what, work.wait)
 
-    def largest(self, value: int) -> Callable[[], int]:
-        box = torch.tensor([value])
+    def largest(self, *values: int) -> Callable[[], list[int]]:
+        box = torch.tensor(values)
         what = "whether to go on"
         work: Any = self._within_limit(what, lambda: dist.all_reduce(box, dist.ReduceOp.MAX, async_op=True))
 
-        def result() -> int:
+        def result() -> list[int]:
             self._within_limit(what, work.wait)
-            return int(box)
+            return box.tolist()
 
         return result
 
