@@ -80,7 +80,7 @@ def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
         symmetric=case.get("symmetric", False),
         accumulate=case.get("accumulate", 1),
     )
-    measured = []
+    measured, left_out = [], []
     for s in range(case.get("steps", 4)):
         world.enter(s)
         batch = tiny_batch(BATCH, dtype, s, size=case.get("pixels", 8))
@@ -90,7 +90,9 @@ def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
             views = tuple(v[turn] for v in batch.views)
             orders = tuple(order[o].roll(4) for o in batch.orders)
             batch = Batch(views, batch.index[turn], orders, s)
-        measured.append(torch.stack(step(run, share(batch, world), world)))
+        own = share(batch, world)
+        left_out.append(run.dictionary.masked(own, world))
+        measured.append(torch.stack(step(run, own, world)))
     state = {name: value.clone() for name, value in run.f_q.state_dict().items()}
     state |= {f"keys.{name}": value.clone() for name, value in run.keys.state_dict().items()}
     for name, value in run.dictionary.state_dict().items():
@@ -98,7 +100,7 @@ def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
             value = world.collect(value)
             value = value if value is None else value[: run.dictionary.dealt[name]]
         state[f"dictionary.{name}"] = value
-    return {"measures": torch.stack(measured), "state": state}
+    return {"measures": torch.stack(measured), "masked": torch.stack(left_out), "state": state}
 
 
 def moves(world: World) -> dict:
@@ -129,7 +131,7 @@ def moves(world: World) -> dict:
     back = torch.zeros_like(block)
     world.deal(collected, back)
     assert torch.equal(back, block)
-    assert world.largest(-5 * world.rank - 1)() == -1
+    assert world.largest(-5 * world.rank - 1, world.rank)() == [-1, world.size - 1]
     assert world.first(lambda: {"rank": world.rank}) == {"rank": 0}
     try:
         world.first(lambda: [][world.rank + 1])

@@ -31,6 +31,14 @@ def test_only_the_newest_are_kept(tmp_path):
     ]
 
 
+def test_a_damaged_checkpoint_of_a_later_step_pushes_no_whole_one_out(tmp_path):
+    checkpoints, _ = filled(tmp_path, steps=(500,), keep=1)
+    (tmp_path / "step-000001000.pt").write_bytes(b"without its manifest")  # of a kill between two renames
+    checkpoints.save(700, {"step": 700})
+    assert checkpoints.load()[1] == {"step": 700}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000700.json", "step-000000700.pt"]
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-100])
 

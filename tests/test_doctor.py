@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moco.data import doctor
 from moco.data.doctor import report
 from moco.data.duplicates import digest, exact, miniatures, near
 from moco.data.encoded import FolderSource
@@ -139,6 +140,19 @@ def test_exact_copies_by_their_bytes():
     marks = [digest(b) for b in (b"a", b"b", b"a", b"c", b"a")]
     assert exact(marks) == [[0, 2, 4]]
     assert exact(marks, [digest(b"c"), digest(b"a"), digest(b"a")]) == [[0, 1], [2, 1], [3, 0], [4, 1]]
+
+
+def test_a_file_without_an_images_ending_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    photographs(tmp_path, 3, broken=())
+    (tmp_path / "notes.txt").write_text("hello")
+
+    def closed(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(doctor, "open", closed, raising=False)
+    assert report(FolderSource(tmp_path))["skipped"] == {
+        "notes.txt": "no image's ending, and it cannot be opened: Permission denied"
+    }
 
 
 def test_statistics_are_those_of_all_pixels():

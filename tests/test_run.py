@@ -1,5 +1,6 @@
 """Whole runs: what they leave, that they resume to the same bits, and what is refused before work starts."""
 
+import errno
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from PIL import Image
 import moco
 from moco import recipe_file
 from moco.recipe import Encoder, InfoNCE, MomentumQueue, Monitor
+from moco.run_folder import locked
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
 from tiny import tiny_data, tiny_recipe, tiny_run
@@ -268,6 +270,22 @@ def test_a_folder_is_held_by_one_process(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         moco.pretrain(tiny_recipe(), data=data, out=tmp_path / "run", observers=[Intruder(0)])
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_holds_runs_and_says_what_it_cannot(tmp_path, monkeypatch, capsys, code):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert "two runs in it would not notice each other" in capsys.readouterr().err
+    code = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(code)), locked(tmp_path / "run"):
+        pass
 
 
 def test_images_without_labels_train_too(tmp_path):

@@ -14,11 +14,13 @@ from PIL import Image
 
 from moco.data import index as index_module
 from moco.data import scan as scan_module
+from moco.data.doctor import look
 from moco.data.encoded import FolderSource
 from moco.data.index import open_index
 from moco.data.open import locate, open_source
 from moco.data.procedural import procedural
 from moco.data.scan import scan
+from moco.data.unreadable import Unreadable
 
 PIXELS = procedural(12, size=16).pixels
 
@@ -74,6 +76,42 @@ def test_archives_are_read_in_place(folder, tmp_path, kind, deflated):
     fewer = open_source(str(path), quarantine=frozenset(["train/cat/00.png"]))
     assert len(fewer) == 11
     assert fewer.fingerprint() != train.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("compression", "damage", "reason"),
+    [
+        (zipfile.ZIP_STORED, "content", "Bad CRC-32"),
+        (zipfile.ZIP_DEFLATED, "content", "while decompressing data"),
+        (zipfile.ZIP_LZMA, "content", "Invalid or unsupported options"),
+        (zipfile.ZIP_BZIP2, "content", "Invalid data stream"),
+        (zipfile.ZIP_DEFLATED, "flag", "is encrypted"),
+        (zipfile.ZIP_DEFLATED, "method", "compression method is not supported"),
+    ],
+)
+def test_a_damaged_member_is_unreadable_and_the_others_are_read(
+    folder, tmp_path, compression, damage, reason
+):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted((folder / "train").rglob("*.png")):
+            archive.write(file, file.relative_to(folder / "train"))
+    with zipfile.ZipFile(path) as archive:
+        member, central = archive.getinfo("dog/11.png"), archive.start_dir
+    content = bytearray(path.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    entry = content.rindex(b"PK\x01\x02", central)
+    assert content[entry + 46 :].startswith(b"dog/11.png")
+    if damage == "content":
+        content[start + 4 : start + 10] = b"\xff" * 6
+    else:
+        content[entry + {"flag": 8, "method": 10}[damage]] = {"flag": 1, "method": 77}[damage]
+    path.write_bytes(content)
+    source = open_source(str(path))
+    with pytest.raises(Unreadable, match=reason):
+        source.open(11)
+    assert reason in look(source, 11).reason
+    assert [look(source, i).reason for i in range(11)] == [""] * 11
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
@@ -133,6 +171,13 @@ def test_impossible_tables_are_refused(tmp_path, text, message):
     split = "test" if "split" in text else "train"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_source(str(tmp_path / "x.csv"), split)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.txt"])
+def test_a_table_that_is_not_utf_8_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes("path\nMüller.png\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=rf"{name} must be UTF-8, .* 0xfc .*; save it as UTF-8"):
+        open_source(str(tmp_path / name))
 
 
 def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):

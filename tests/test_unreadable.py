@@ -1,7 +1,12 @@
 """Images that cannot be read: replaced by a keyed draw, named in the journal, and limited in number."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +26,19 @@ from moco.data.reading import Reading
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.features import pixels
-from moco.recipe import MomentumQueue
+from moco.recipe import MomentumQueue, Recipe
 from moco.report import page
 from moco.starts import open_setting
 from moco.weights import images_of, open_weights
+from ranks import fork, wait
 from test_run import StopAfter, assert_same_runs
+from test_world import free_port
 from tiny import CPU, tiny_recipe
 
 BROKEN = ("03.png", "17.png", "30.png")
 QUEUE = MomentumQueue(size=15)
 VALUES = tiny_recipe(reading=Reading(budget=0.1), epochs=3, dictionary=QUEUE)
+STRICT = tiny_recipe(reading=Reading(budget=0.05), dictionary=QUEUE)
 
 
 def photographs(root: Path, count: int = 40, broken=BROKEN) -> Path:
@@ -93,11 +101,10 @@ def test_a_replacement_keeps_its_neighbours_as_they_were(tmp_path):
 
 def test_journal_and_quarantine_agree_and_the_run_ends(finished):
     out, _, result = finished
-    rows = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
-    named = [row for row in rows if "unreadable" in row]
-    assert {row["unreadable"] for row in named} == set(BROKEN)
-    assert result.unreadable == len(named) == 3
-    assert all("truncated" in row["reason"] for row in named)
+    rows = named(out)
+    assert {row["unreadable"] for row in rows} == set(BROKEN)
+    assert result.unreadable == len(rows) == 3
+    assert all("truncated" in row["reason"] for row in rows)
     assert read_quarantine(out / "quarantine.jsonl") == set(BROKEN)
 
 
@@ -128,10 +135,69 @@ def test_files_in_quarantine_are_left_out(finished, tmp_path):
 
 def test_more_than_the_budget_ends_the_run_and_names_them(finished, tmp_path):
     _, data, _ = finished
-    values = tiny_recipe(reading=Reading(budget=0.05), dictionary=QUEUE)
     with pytest.raises(RuntimeError, match=r"3 of 40 images cannot be read, more than reading.budget = 0.05"):
-        moco.pretrain(values, data=str(data), out=tmp_path / "run")
+        moco.pretrain(STRICT, data=str(data), out=tmp_path / "run")
     assert read_quarantine(tmp_path / "run" / "quarantine.jsonl") == set(BROKEN)
+
+
+class LeaveAfter(StopAfter):
+    """Has SIGTERM sent after a step."""
+
+    def progress(self, done, row):
+        if done == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def process(rank: int, port: int, values: Recipe, data: str, out: Path, observers: Sequence) -> None:
+    """One of two processes that train; what a failure says is written down."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    try:
+        moco.pretrain(values, data=data, out=out, observers=observers)
+    except RuntimeError as error:
+        (out / f"error-{rank}").write_text(str(error))
+
+
+def main(data: str, out: Path) -> None:
+    """Two processes train with a stop in the middle, then two train with a smaller budget."""
+    port = int(os.environ["MASTER_PORT"])
+    for i, observers in enumerate([[LeaveAfter(3)], []]):
+        wait(fork(2, lambda rank, i=i, o=observers: process(rank, port + i, VALUES, data, out / "run", o)))
+    wait(fork(2, lambda rank: process(rank, port + 2, STRICT, data, out / "strict", ())))
+
+
+def named(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    return [row for row in rows if "unreadable" in row]
+
+
+@pytest.fixture(scope="module")
+def two_processes(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, str(finished[1]), str(folder)],
+        env=os.environ | address, timeout=280, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (folder / "run" / "result.json").exists(), done.stderr
+    return folder
+
+
+def test_images_that_any_process_meets_are_named_once_as_by_one_process(finished, two_processes):
+    out, ours = finished[0], two_processes / "run"
+    assert named(ours) == named(out)
+    assert (ours / "quarantine.jsonl").read_bytes() == (out / "quarantine.jsonl").read_bytes()
+    assert json.loads((ours / "result.json").read_text())["unreadable"] == 3
+
+
+def test_the_budget_is_that_of_all_processes(finished, two_processes, tmp_path):
+    with pytest.raises(RuntimeError):
+        moco.pretrain(STRICT, data=str(finished[1]), out=tmp_path / "run")
+    assert named(two_processes / "strict") == named(tmp_path / "run")
+    for rank in 0, 1:
+        said = (two_processes / "strict" / f"error-{rank}").read_text()
+        assert said.startswith("3 of 40 images cannot be read, more than reading.budget = 0.05")
 
 
 def test_a_set_without_a_readable_image_is_refused_before_anything_is_written(tmp_path):
@@ -265,3 +331,7 @@ def test_the_hostile_pack_among_good_images(shared_data, tmp_path):
     assert named <= broken
     assert result.unreadable == len(named) > 10
     assert (tmp_path / "run" / "views.png").exists()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

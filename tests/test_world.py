@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import ranks
 from moco.data.loader import Loader
 from moco.data.views import Views
-from moco.processes import _first_host, joined
+from moco.processes import Processes, _first_host, joined
 from moco.world import Solo
 from tiny import tiny_data, tiny_recipe
 
@@ -54,6 +55,14 @@ def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone,
         torch.testing.assert_close(
             ours[0][case]["state"][name], value, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_share_of_masked_keys_is_that_of_the_whole_batch(together, alone, size):
+    expected = alone["own keys masked"]["masked"]
+    assert expected.max() > 0
+    for found in together[size]:
+        assert torch.equal(found["own keys masked"]["masked"], expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -154,6 +163,24 @@ def test_one_process_is_alone_and_communicates_nothing(monkeypatch):
         assert isinstance(world, Solo)
     with pytest.raises(ValueError, match="time_limit must be above 0 seconds, got 0"), joined(time_limit=0):
         pass
+
+
+def test_a_failed_wait_keeps_what_the_error_said(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    world = Processes(None, 60)
+
+    def fail(error):
+        def gather(*_):
+            raise error
+
+        monkeypatch.setattr(dist, "all_gather_into_tensor", gather)
+        world.gather(torch.zeros(2))
+
+    with pytest.raises(ConnectionError, match=r"and lost another process \(no space in a buffer\); its own"):
+        fail(RuntimeError("no space in a buffer\nException raised from somewhere"))
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
 
 
 @pytest.mark.parametrize(

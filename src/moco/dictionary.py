@@ -42,17 +42,19 @@ class Dictionary(nn.Module, ABC):
 
     @torch.no_grad()
     def masked(self, batch: Batch, world: World) -> Tensor:
-        """Share of the batch's negatives that are left out, because they are of the query's own image
-        or group; a scalar that stays on the device."""
+        """Share of the global batch's negatives that are left out, because they are of the query's own
+        image or group; a scalar that stays on the device."""
         negatives = self.identities(batch, world)
         own = batch.identity
         if negatives is None:
             return torch.zeros((), device=own.device)
         if negatives.dim() == 2:
-            return (negatives == own[:, None]).float().mean()
-        ordered = negatives.sort().values  # counting matches one by one would take N x K comparisons
-        first, last = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
-        return (last - first).sum() / (len(own) * len(ordered))
+            count, all_of_them = (negatives == own[:, None]).sum(), negatives.numel()
+        else:
+            ordered = negatives.sort().values  # counting matches one by one would take N x K comparisons
+            first, last = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
+            count, all_of_them = (last - first).sum(), len(own) * len(ordered)
+        return world.mean(count.float(), "shares of masked keys") / all_of_them
 
 
 class MomentumQueue(Dictionary):
@@ -106,16 +108,6 @@ class MomentumQueue(Dictionary):
             buffer[start : start + head] = new[:head]
             buffer[: len(k) - head] = new[head:]
 
-    def newest(self, count: int) -> Float[Tensor, "count C"]:
-        """The last `count` keys, oldest first."""
-        end = self.enqueued % len(self.keys)
-        return self.keys.roll(-end, dims=0)[len(self.keys) - count :]
-
-    @property
-    def filled(self) -> bool:
-        """True once every random initial key is gone."""
-        return self.enqueued >= len(self.keys)
-
     def get_extra_state(self) -> int:
         return self.enqueued
 
@@ -158,12 +150,12 @@ class MemoryBank(Dictionary):
         mask_own: leave out draws of the query's own slot, or of its group (InstDisc keeps them).
         groups: (images,) group of each image, or None.
         seed: of the initial slots and the draws.
-        memory: bytes the bank may take; None allows three quarters of this machine's.
         world: the processes that hold the bank between them, images / size slots each.
 
     Raises:
         ValueError: if K is below 1 or m outside [0, 1).
-        MemoryError: if the images * dim * 4 bytes do not fit, or their share on this machine.
+        MemoryError: if the images * dim * 4 bytes, or their share on this machine, are more than three
+            quarters of its memory.
 
     Source: MoCo, Section 3.2, Figure 2b; Wu et al. 2018 and its released code for the initial
     values (uniform in ±1/sqrt(C/3), not normalised) and the momentum.
@@ -180,7 +172,6 @@ class MemoryBank(Dictionary):
         mask_own: bool = False,
         groups: Tensor | None = None,
         seed: int = 0,
-        memory: int | None = None,
         world: World | None = None,
     ):
         super().__init__()
@@ -196,7 +187,7 @@ class MemoryBank(Dictionary):
         world = world or Solo()
         rows = -(-images // world.size)  # slots of each process
         need = rows * world.neighbours * dim * 4
-        have = memory if memory is not None else _machine_memory() * 3 // 4
+        have = _machine_memory() * 3 // 4
         if need > have:
             raise MemoryError(
                 f"a memory bank of {images:,} images x {dim} numbers needs {need / 2**30:,.1f} GiB on this "

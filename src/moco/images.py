@@ -75,7 +75,7 @@ class Portion:
 
         return batches
 
-    def readable(self, workers: int = 2) -> tuple["Portion", list[str]]:
+    def readable(self, workers: int | None = None) -> tuple["Portion", list[str]]:
         """Those that can be read, and the names of the others; every file is decoded once."""
         if isinstance(self.source, ArraySource):
             return self, []

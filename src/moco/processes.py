@@ -76,14 +76,14 @@ class Processes(World):
         work = self._within_limit(what, begin)
         return lambda: self._within_limit(what, work.wait)
 
-    def largest(self, value: int) -> Callable[[], int]:
-        box = torch.tensor([value])
+    def largest(self, *values: int) -> Callable[[], list[int]]:
+        box = torch.tensor(values)
         what = "whether to go on"
         work: Any = self._within_limit(what, lambda: dist.all_reduce(box, dist.ReduceOp.MAX, async_op=True))
 
-        def result() -> int:
+        def result() -> list[int]:
             self._within_limit(what, work.wait)
-            return int(box)
+            return box.tolist()
 
         return result
 
@@ -176,6 +176,8 @@ class Processes(World):
         started = time.monotonic()
         try:
             return act()
+        except torch.OutOfMemoryError:  # of this process; the others lost it
+            raise
         except RuntimeError as error:
             waited = time.monotonic() - started
             raise self._explain(what, waited, error) from error
@@ -184,8 +186,9 @@ class Processes(World):
         """A sentence for a wait that failed: a process is gone, or did not come within the limit."""
         place = f"process {self._rank} of {self._size} waited for {what} {self._where}"
         if not re.search(r"timed? ?out", str(error), re.IGNORECASE):
+            said = str(error).partition("\n")[0]
             return ConnectionError(
-                f"{place} and lost another process; its own message says why it ended. "
+                f"{place} and lost another process ({said}); its own message says why it ended. "
                 "The same command goes on from the last checkpoint"
             )
         return TimeoutError(

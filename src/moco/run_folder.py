@@ -2,8 +2,10 @@
 
 import contextlib
 import datetime
+import errno
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from moco.recipe import Recipe
 
 STOPPED = "stopped"
 """A file that is there while a run waits to be continued because a signal ended it."""
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems answer that cannot lock, such as Lustre and NFS as they are often mounted."""
 
 
 def leave_note(out: Path, left: SystemExit) -> None:
@@ -62,7 +66,10 @@ def is_free(out: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder; the lock goes with the process, however it ends."""
+    """Hold the run folder; the lock goes with the process, however it ends.
+
+    A file system without locks holds nothing; a sentence on standard error says so.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / ".lock", "w") as file:
         try:
@@ -73,6 +80,14 @@ def locked(out: Path) -> Iterator[None]:
             pass
         except BlockingIOError:
             raise FileExistsError(f"another process is training in {out}") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(
+                f"the file system of {out} has no locks ({error.strerror}): two runs in it would not notice "
+                "each other, so start one only",
+                file=sys.stderr,
+            )
         yield
 
 

@@ -71,7 +71,7 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
     model.train()
     for step, batch in enumerate(run.loader.stream(start, values.iterations), start):
         run.world.enter(step)
-        asked_to_leave = run.world.largest(interruption.signal)
+        flags = run.world.largest(interruption.signal)
         lr = learning_rate(values, step)
         for group in descent.param_groups:
             group["lr"] = lr
@@ -86,7 +86,7 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
             sums[kind] = sums.get(kind, 0) + value.detach()
         done = step + 1
         journal_due = done % values.journal_every == 0 or done == values.iterations
-        leaving = asked_to_leave() * (done < values.iterations)
+        leaving = flags()[0] * (done < values.iterations)
         checkpoint_due = done % values.checkpoint_every == 0 or done == values.iterations or leaving
         if journal_due or checkpoint_due:
             _refuse_non_finite(run, sums, done, lr)

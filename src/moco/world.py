@@ -55,8 +55,9 @@ class World(ABC):
         """Begin to replace a tensor by its mean over the processes; the result is there after the call."""
 
     @abstractmethod
-    def largest(self, value: int) -> Callable[[], int]:
-        """Begin to find the largest of the processes' values; the call waits for it. On the CPU."""
+    def largest(self, *values: int) -> Callable[[], list[int]]:
+        """Begin to find the largest of the processes' numbers, for each of these; the call waits for them.
+        On the CPU."""
 
     @abstractmethod
     def first(self, act: Callable[[], T]) -> T:
@@ -144,8 +145,8 @@ class Solo(World):
     def average(self, x: Tensor, what: str) -> Callable[[], None]:
         return _nothing
 
-    def largest(self, value: int) -> Callable[[], int]:
-        return lambda: value
+    def largest(self, *values: int) -> Callable[[], list[int]]:
+        return lambda: list(values)
 
     def first(self, act: Callable[[], T]) -> T:
         return act()

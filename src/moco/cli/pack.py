@@ -24,7 +24,7 @@ class Pack:
     shard_images: int = 10_000
     """Images per shard."""
     short_side: int | None = None
-    """Resize images whose short side is longer, pixels; None keeps every file as it is."""
+    """Resize 8-bit grey and RGB images whose short side is longer, pixels; None keeps every file as it is."""
     seed: int = 0
     """Of the random order."""
     workers: int = 2
@@ -44,11 +44,17 @@ def run(words: list[str]) -> int:
         raise ValueError("--out is needed: the folder to write the shards into")
     if call.short_side is not None and call.short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {call.short_side}")
+    if (call.images / "train").is_dir():
+        raise ValueError(
+            f"{call.images} has a folder train/; pack each split by itself, such as "
+            f"{call.images / 'train'} --out {call.out / 'train'}"
+        )
     from moco.data.encoded import FolderSource
     from moco.data.pack import Member, pack, smaller
 
     source = FolderSource(call.images)
     labels = source.labels
+    left: list[str] = []
 
     def read(number: int) -> Member:
         path = source.root / source.sample_name(number)
@@ -60,7 +66,10 @@ def run(words: list[str]) -> int:
         if not content:
             raise RuntimeError(f"{path}: it is empty")
         if call.short_side is not None:
-            content, ending = smaller(content, ending, call.short_side, str(path))
+            small = smaller(content, ending, call.short_side, str(path))
+            content, ending = small.content, small.ending
+            if small.left:
+                left.append(str(path))
         return Member(ending, content, -1 if labels is None else int(labels[number]))
 
     with _bar(len(source), "images") as progress:
@@ -78,8 +87,14 @@ def run(words: list[str]) -> int:
         print(f"skipped {reason}", file=sys.stderr)
     if len(packed.skipped) > 20:
         print(f"skipped {len(packed.skipped) - 20:,} more", file=sys.stderr)
+    if left:
+        print(
+            f"{len(left):,} larger images were left as they are: only 8-bit grey and RGB are resized "
+            f"({', '.join(sorted(left)[:3])}{' ...' if len(left) > 3 else ''})",
+            file=sys.stderr,
+        )
     if call.json:
-        print(json.dumps(dataclasses.asdict(packed)))
+        print(json.dumps(dataclasses.asdict(packed) | {"left": len(left)}))
     else:
         print(
             f"{call.out}: {packed.images:,} images in {packed.shards:,} shards, "

@@ -1,9 +1,11 @@
 """Images in a .zip or .tar, read in place: nothing is unpacked onto the disk."""
 
 import hashlib
+import lzma
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,9 @@ from moco.data.encoded import EncodedSource, limited
 from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""What reading a member of a .zip raises that is damaged, or encrypted, or compressed in an unknown way."""
 
 
 class Member(NamedTuple):
@@ -71,8 +76,11 @@ class ArchiveSource(EncodedSource):
     def content(self, index: int) -> bytes:
         member = self.members[index]
         if self._zip is not None:
-            with self._zip.open(member.name) as file:
-                return limited(file, self.reading)  # the size it states is only a claim
+            try:
+                with self._zip.open(member.name) as file:
+                    return limited(file, self.reading)  # the size it states is only a claim
+            except _DAMAGED as error:
+                raise OSError(str(error) or type(error).__name__) from error
         with open(self.path, "rb") as file:
             return os.pread(file.fileno(), member.size, member.offset)
 

@@ -167,10 +167,17 @@ def strays(source: FolderSource) -> Iterator[tuple[str, str]]:
             elif not os.path.isfile(path):
                 yield here + name, "neither file nor folder"
             elif not name.lower().endswith(EXTENSIONS):
-                with open(path, "rb") as file:
-                    header = sniff(file.read(512))
-                kind = f"a {header.format} without an image's ending" if header else "no image's ending"
-                yield here + name, kind
+                yield here + name, _without_ending(path)
+
+
+def _without_ending(path: str) -> str:
+    """What a file is that has no image's ending."""
+    try:
+        with open(path, "rb") as file:
+            header = sniff(file.read(512))
+    except OSError as error:
+        return f"no image's ending, and it cannot be opened: {error.strerror}"
+    return f"a {header.format} without an image's ending" if header else "no image's ending"
 
 
 def _copies(seen: list[Looked], others: list[Looked] | None, channels: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import zipfile
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -43,7 +42,7 @@ class EncodedSource(Source):
 
     @abstractmethod
     def content(self, index: int) -> bytes:
-        """The bytes of an image's file; an OSError makes it unreadable."""
+        """The bytes of an image's file; an OSError or ValueError makes it unreadable."""
 
     def open(self, index: int) -> Opened:
         """The bytes and header of an image.
@@ -54,7 +53,7 @@ class EncodedSource(Source):
         name = self.sample_name(index)
         try:
             content = self.content(index)
-        except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as error:
+        except (OSError, ValueError) as error:
             raise Unreadable(name, str(error)) from error
         return Opened(content, check(content, name, self.reading))
 

@@ -40,11 +40,14 @@ def open_manifest(
 
     Raises:
         FileNotFoundError: if no image is left.
-        ValueError: if there is no column "path", a label or group is missing in some rows only, or a
-            class is unknown.
+        ValueError: if it is not UTF-8, there is no column "path", a label or group is missing in some
+            rows only, or a class is unknown.
         ModuleNotFoundError: if a Parquet file is given without pyarrow.
     """
-    columns = _read(path)
+    try:
+        columns = _read(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8, but {error}; save it as UTF-8") from None
     rows = np.arange(len(columns["path"]))
     if "split" in columns:
         words = _SPLITS[split]

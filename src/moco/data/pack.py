@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from moco import chance
+from moco.data.header import sniff
 from moco.data.shards import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
 
 _UNFINISHED = ".packing"
@@ -175,29 +176,51 @@ class _Hashing:
         return self.file.write(content)
 
 
-def smaller(content: bytes, ending: str, short_side: int, name: str) -> tuple[bytes, str]:
+class Small(NamedTuple):
+    """What `smaller` makes of an image file.
+
+    Attributes:
+        content: of the file.
+        ending: of its name, with the dot.
+        left: whether it is still larger than asked for.
+    """
+
+    content: bytes
+    ending: str
+    left: bool = False
+
+
+def smaller(content: bytes, ending: str, short_side: int, name: str) -> Small:
     """An image file whose short side is at most so many pixels: itself, or resized and encoded anew.
 
-    Photographs (.jpg, .jpeg, .webp) become JPEG of quality 95, others PNG.
+    Only 8-bit grey and RGB are resized; photographs (.jpg, .jpeg, .webp) become JPEG of quality 95, others
+    PNG. Deep and floating-point images, palettes, transparency, CMYK and other channels are left as they
+    are: 8-bit RGB would not hold them, or reading it would give other pixels.
 
     Raises:
         RuntimeError: if it cannot be decoded.
     """
+    if (header := sniff(content)) is None:
+        raise RuntimeError(f"{name}: no image of a known format, or cut off in its header")
+    large = min(header.width, header.height) > short_side
+    if header.depth != 8 or header.alpha or header.channels not in (1, 3):
+        return Small(content, ending, large)
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            if min(opened.size) <= short_side:
+            plain = opened.mode in ("L", "RGB") and "transparency" not in opened.info
+            if not (plain and large):
                 opened.load()
-                return content, ending
+                return Small(content, ending, large)
             image = ImageOps.exif_transpose(opened)
             scale = short_side / min(image.size)
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+            resized = image.resize(size, Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RuntimeError(f"{name}: {error}") from error
     buffer = io.BytesIO()
     lossy = ending in (".jpg", ".jpeg", ".webp")
     resized.save(buffer, "JPEG" if lossy else "PNG", **({"quality": 95} if lossy else {}))
-    return buffer.getvalue(), ".jpg" if lossy else ".png"
+    return Small(buffer.getvalue(), ".jpg" if lossy else ".png")
 
 
 def verify(folder: Path, progress: Callable[[int], None] = lambda _: None) -> list[str]:

@@ -42,6 +42,9 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, then drop those that are too old.
 
+        What there is of later steps goes first: the run was resumed before them, so nothing will
+        take them up, and they must not count among the newest.
+
         Raises:
             OSError: if it cannot be written; the earlier checkpoints stay.
         """
@@ -61,9 +64,12 @@ class Checkpoints:
         except OSError:
             path.unlink()  # without its manifest it could not be told from a damaged one
             raise
-        for old in self._steps()[: -self.keep]:
-            self._path(old).with_suffix(".json").unlink(missing_ok=True)
-            self._path(old).unlink(missing_ok=True)
+        steps = self._steps()
+        later = [other for other in steps if other > step]
+        until_now = [other for other in steps if other <= step]
+        for other in later + until_now[: -self.keep]:
+            self._path(other).with_suffix(".json").unlink(missing_ok=True)
+            self._path(other).unlink(missing_ok=True)
 
     def load(
         self, device: torch.device | str = "cpu", *, resuming: bool = True

@@ -22,8 +22,9 @@ from moco.training.interpreter import Interpreter
 from moco.training.interruption import EXIT_CODE, Interruption
 from moco.training.interruption import name as interruption_name
 from moco.training.journal import Journal
-from moco.training.step import Measures, step
+from moco.training.step import step
 from moco.training.unreadable import Unreadables
+from moco.training.window import Window
 from moco.world import World
 
 
@@ -179,13 +180,11 @@ def train(run: Run, folder: Path) -> Journal:
     run.keys.train()
     # what a network itself draws (dropout, stochastic depth) is keyed by the step, as all else is
     purpose = f"network {world.rank}" if world.rank else "network"
-    unreadable = Unreadables(journal, run.images, run.unreadable_budget)
+    unreadable = Unreadables(journal, world, run.images, run.unreadable_budget)
     with Interruption().heeded() as interruption:
         for batch in run.batches(start, run.steps):
-            for sentence in unreadable.take(batch):
-                say(sentence)
             world.enter(batch.step)
-            asked_to_leave = world.largest(interruption.signal)
+            flags = world.largest(interruption.signal, len(unreadable.new(batch)))
             lr = run.learning_rate(batch.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
@@ -194,9 +193,13 @@ def train(run: Run, folder: Path) -> Journal:
             journal_due = done % run.journal_every == 0 or done == run.steps
             masked = run.dictionary.masked(batch, world) if journal_due else None  # before it is enqueued
             window.add(step(run, batch, world), batch.step)
-            leaving = asked_to_leave() * (done < run.steps)
+            asked_to_leave, found_unreadable = flags()
+            leaving = asked_to_leave * (done < run.steps)
             checkpoint_due = done % run.checkpoint_every == 0 or done == run.steps
 
+            if found_unreadable:
+                for sentence in unreadable.take(batch):
+                    say(sentence)
             if (journal_due or checkpoint_due or leaving) and (bad := window.first_bad()) is not None:
                 raise FloatingPointError(
                     f"the loss of step {bad + 1:,} is not finite (lr {run.learning_rate(bad):.4g}, "
@@ -256,41 +259,9 @@ def _check_equal(run: Run, done: int) -> None:
     if run.world.size == 1:
         return
     digest = run.digest()
-    largest, smallest = run.world.largest(digest)(), -run.world.largest(-digest)()
-    if largest != smallest:
+    largest, negated = run.world.largest(digest, -digest)()
+    if largest != -negated:
         raise RuntimeError(
             f"the processes hold different weights or queues after step {done:,}; do all machines run the "
             "same versions of moco and torch on the same kind of processor?"
         )
-
-
-class Window:
-    """Means of the measures since the last journal row, summed on the device without synchronisation."""
-
-    def __init__(self, sums: Tensor | None = None, count: int = 0):
-        self.sums, self.count = sums, count
-        self.bad: Tensor | None = None
-
-    def add(self, measures: Measures, step: int) -> None:
-        """Take in one step."""
-        values = torch.stack(list(measures))
-        self.sums = values if self.sums is None else self.sums + values
-        self.count += 1
-        bad = torch.where(measures.loss.isfinite(), -1, step)
-        self.bad = bad if self.bad is None else torch.where(self.bad >= 0, self.bad, bad)
-
-    def first_bad(self) -> int | None:
-        """The first step of the window whose loss is not finite; waits for the device."""
-        assert self.bad is not None
-        bad = int(self.bad)
-        return bad if bad >= 0 else None
-
-    def means(self) -> dict[str, float]:
-        """Mean of each measure, rounded to what is worth reading; waits for the device."""
-        assert self.sums is not None
-        means = (self.sums / self.count).tolist()
-        return {name: round(mean, 6) for name, mean in zip(Measures._fields, means, strict=True)}
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"sums": self.sums, "count": self.count}

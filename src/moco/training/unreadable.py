@@ -4,27 +4,38 @@ from collections.abc import Iterator
 
 from moco.batch import Batch
 from moco.training.journal import Journal
+from moco.world import World
 
 
 class Unreadables:
-    """Images that could not be read: each is named once in the journal, and too many end the run.
+    """Images that a process could not read: each is named once in the journal, and too many end the run.
 
     What is known already are the journal's rows, so a resumed run writes the rows of one undisturbed.
-    Each process counts those of its own share; the first writes its own.
+    Every process knows what the others found.
 
     Args:
         journal: takes the rows.
+        world: the processes that share the images.
         images: number of images in the set.
         budget: share of them that may be unreadable.
     """
 
-    def __init__(self, journal: Journal, images: int, budget: float):
-        self.journal, self.images, self.budget = journal, images, budget
-        self.known = {row["unreadable"] for row in journal.rows if "unreadable" in row}
+    def __init__(self, journal: Journal, world: World, images: int, budget: float):
+        self.journal, self.world, self.images, self.budget = journal, world, images, budget
+        self.known = world.first(lambda: {row["unreadable"] for row in journal.rows if "unreadable" in row})
+
+    def new(self, batch: Batch) -> list[tuple[str, str]]:
+        """Name and reason of the images of this process's share that are not known."""
+        return [found for found in batch.unreadable if found[0] not in self.known]
 
     def take(self, batch: Batch) -> Iterator[str]:
-        """Yield a sentence for each image that is new; RuntimeError once there are too many."""
-        for name, reason in batch.unreadable:
+        """Take in what all processes found; yield a sentence for each image that is new.
+
+        Every process calls it where one has something new, and raises the same RuntimeError once
+        there are too many.
+        """
+        shares = self.world.assemble(self.new(batch))
+        for name, reason in self.world.first(lambda: sorted(found for share in shares for found in share)):
             if name in self.known:
                 continue
             self.known.add(name)
