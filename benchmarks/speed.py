@@ -36,8 +36,9 @@ from moco.data.augmentation import SMALL, V2, Augmentation
 from moco.data.decoding import Crops
 from moco.data.encoded import FolderSource
 from moco.data.loader import Loader
+from moco.data.parameters import Parameters
 from moco.data.procedural import procedural
-from moco.data.views import Parameters, Views
+from moco.data.views import Views
 from moco.evaluate.knn import knn_predict
 from moco.keys import momentum_update
 from moco.loss import info_nce

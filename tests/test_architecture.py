@@ -19,7 +19,7 @@ FLOORS = {
     "recipe": 3, "recipe_file": 3, "recipes": 3, "studies": 3, "build": 3, "images": 3,
     "launch": 4, "finish": 4, "starts": 4, "assess": 4, "worth": 4, "supervised": 4, "run_folder": 4,
     "report": 4, "console": 4, "tensorboard": 4, "cli": 4, "ablate": 4,
-    "weights": 4, "embeddings": 4, "fit": 4, "loggers": 4, "plan": 4,
+    "weights": 4, "embeddings": 4, "embedding_files": 4, "fit": 4, "loggers": 4, "plan": 4,
     "__main__": 4, "__init__": 4,
 }  # fmt: skip
 

@@ -158,7 +158,7 @@ def process(rank: int, port: int, values: Recipe, data: str, out: Path, observer
         (out / f"error-{rank}").write_text(str(error))
 
 
-def main(data: str, out: Path) -> None:
+def both(data: str, out: Path) -> None:
     """Two processes train with a stop in the middle, then two train with a smaller budget."""
     port = int(os.environ["MASTER_PORT"])
     for i, observers in enumerate([[LeaveAfter(3)], []]):
@@ -334,4 +334,4 @@ def test_the_hostile_pack_among_good_images(shared_data, tmp_path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    both(sys.argv[1], Path(sys.argv[2]))

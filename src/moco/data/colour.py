@@ -8,8 +8,6 @@ On CPUs large images are changed one at a time, in place, so that all operations
 RGB ones by OpenCV where it is installed (`moco.data.opencv`).
 """
 
-import contextlib
-import importlib.metadata
 import importlib.util
 import math
 
@@ -28,14 +26,6 @@ _BLOCK = 32  # output rows of a product
 def alone(images: Tensor) -> bool:
     """Whether these images are better changed one at a time."""
     return images.device.type == "cpu" and images[0].numel() >= _LARGE
-
-
-def opencv_version() -> str | None:
-    """The version of OpenCV that changes large RGB images; None where it is not installed."""
-    for name in ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return "unknown" if OPENCV else None
 
 
 def by_opencv(images: Tensor) -> bool:

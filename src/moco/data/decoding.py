@@ -10,9 +10,10 @@ from torch import Tensor
 
 from moco.data.crop import resize
 from moco.data.encoded import EncodedSource, Opened
+from moco.data.parameters import Parameters
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
-from moco.data.views import Parameters, Views
+from moco.data.views import Views
 
 ATTEMPTS = 10  # images drawn in place of one that cannot be read, before the run gives up
 _AHEAD = 2  # batches decoded before they are asked for

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from moco.data.form import FULL
-from moco.data.views import Parameters, Views
+from moco.data.parameters import Parameters
+from moco.data.views import Views
 from moco.kernels.views import make_views
 
 

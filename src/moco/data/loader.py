@@ -16,9 +16,10 @@ from moco.data.crop import resize
 from moco.data.decoding import ATTEMPTS, Crops, ahead
 from moco.data.encoded import looking
 from moco.data.order import WindowedOrder
+from moco.data.parameters import Parameters
 from moco.data.source import ArraySource, Source
 from moco.data.unreadable import Unreadable
-from moco.data.views import Parameters, Views
+from moco.data.views import Views
 from moco.world import Solo, World
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moco.data.augmentation import Augmentation
 from moco.data.colour import LUMA, gaussian
-from moco.data.views import Parameters
+from moco.data.parameters import Parameters
 
 
 def photometry(

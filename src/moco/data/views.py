@@ -5,38 +5,16 @@ the batch it is made in. The geometry comes first, because images of mixed size 
 before they can form a batch; the photometric changes then run on the whole batch.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from moco import chance
 from moco.data import colour, crop
 from moco.data.augmentation import Augmentation
 from moco.data.form import FULL
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """The parameters of one view of N images, as the operations take them; they stay on the CPU."""
-
-    crop_draws: Float[Tensor, "N 40"]
-    flip: Bool[Tensor, " N"]
-    jitter: Bool[Tensor, " N"]
-    factors: Float[Tensor, "N 4"]
-    order: Int[Tensor, "N 4"]
-    grayscale: Bool[Tensor, " N"]
-    blur: Bool[Tensor, " N"]
-    sigma: Float[Tensor, " N"]
-
-    def take(self, rows: slice | Tensor) -> "Parameters":
-        """Those of some images."""
-        return Parameters(*(getattr(self, name)[rows] for name in _FIELDS))
-
-
-_FIELDS = tuple(Parameters.__dataclass_fields__)
+from moco.data.parameters import Parameters
 
 
 class Views:

@@ -5,7 +5,9 @@ code; `step-00001000.json` beside it holds its SHA-256. torch's own loader would
 flipped bit without complaint.
 """
 
+import contextlib
 import hashlib
+import importlib.metadata
 import io
 import json
 import os
@@ -15,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from moco.data.colour import opencv_version
 
 
 class Checkpoints:
@@ -104,7 +104,7 @@ class Checkpoints:
         threads = torch.get_num_threads()
         return {
             "torch": torch.__version__,
-            "opencv": opencv_version(),
+            "opencv": _opencv(),
             "threads": threads,
             "processes": self.processes,
         }
@@ -128,6 +128,14 @@ class Checkpoints:
         if hashlib.sha256(content).hexdigest() != expected[1]:
             return "its checksum does not match its content"
         return None
+
+
+def _opencv() -> str | None:
+    """The version of OpenCV, which changes the colours of large RGB images where it is installed."""
+    for name in ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def _warn(sentence: str) -> None:
