@@ -137,6 +137,44 @@ def test_missing_and_short_shards_are_told_and_replaced_within_the_budget(packed
     ]
 
 
+def split(root, test=("a", "c")):
+    """Shards of three classes below train/, and below test/ of two that have numbers of their own."""
+    pack(lambda i: Member(".png", image(i), i % 3), 6, root / "train", classes=("a", "b", "c"))
+    pack(lambda i: Member(".png", image(i), i % 2), 4, root / "test", classes=test)
+
+
+def test_test_shards_have_the_classes_of_the_training_shards(tmp_path):
+    split(tmp_path)
+    train, test = (open_source(str(tmp_path), part) for part in ("train", "test"))
+    assert test.classes == train.classes == ["a", "b", "c"]
+    assert test.labels.tolist() == [2 * (number_of(test, i) % 2) for i in range(4)]
+
+
+def test_test_shards_have_the_form_of_the_training_shards(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (9, 9)).save(buffer, "PNG")
+    pack(lambda i: Member(".png", image(i), i % 3), 6, tmp_path / "train", classes=("a", "b", "c"))
+    pack(lambda _: Member(".png", buffer.getvalue()), 4, tmp_path / "test")
+    test = open_source(str(tmp_path), "test")
+    assert test.read(0).shape == (3, 9, 9)
+    assert test.labels is None
+
+
+def test_test_shards_of_another_class_are_refused(tmp_path):
+    split(tmp_path, ("a", "d"))
+    with pytest.raises(ValueError, match="d is a class that the training images do not have"):
+        open_source(str(tmp_path), "test")
+
+
+def test_test_images_beside_shards_have_their_classes(tmp_path):
+    split(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "aside")
+    for name in "c/1.png", "a/2.png":
+        (tmp_path / "val" / name).parent.mkdir(parents=True)
+        (tmp_path / "val" / name).write_bytes(image(1))
+    assert open_source(str(tmp_path), "test").labels.tolist() == [0, 2]
+
+
 def test_verification_finds_a_flipped_bit(packed, tmp_path):
     assert verify(packed) == []
     folder = copy(packed, tmp_path / "flipped")

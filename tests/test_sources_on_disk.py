@@ -169,6 +169,27 @@ def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):
         HuggingFaceSource(dataset.remove_columns("image"))
 
 
+def test_test_images_of_hugging_face_have_the_classes_and_the_form_of_the_training_images(tmp_path):
+    datasets = pytest.importorskip("datasets")
+
+    def part(names, labels, kind):
+        pictures = io.BytesIO()
+        Image.new(kind, (9, 9)).save(pictures, "PNG")
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=names))
+        columns = {"image": [{"bytes": pictures.getvalue(), "path": None}] * len(labels), "label": labels}
+        return datasets.Dataset.from_dict(columns, features=features)
+
+    train = part(["a", "b", "c"], [0, 1, 2], "RGB")
+    for names, where in (["a", "c"], "fits"), (["a", "d"], "foreign"):
+        saved = datasets.DatasetDict(train=train, validation=part(names, [0, 1], "L"))
+        saved.save_to_disk(str(tmp_path / where))
+    test = open_source(f"hf:{tmp_path / 'fits'}", "test")
+    assert (test.classes, test.labels.tolist()) == (["a", "b", "c"], [0, 2])
+    assert test.read(0).shape == (3, 9, 9)
+    with pytest.raises(ValueError, match="d is a class that the training images do not have"):
+        open_source(f"hf:{tmp_path / 'foreign'}", "test")
+
+
 def test_names_are_looked_for_here_and_on_the_shelf(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("MOCO_DATA", str(tmp_path))
     assert locate("images") == str(folder)

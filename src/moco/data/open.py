@@ -101,32 +101,29 @@ def open_source(
     for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
             return _torchvision(name, str(path), split, reading)
-    if has_shards(path):
-        return ShardSource(path, reading=reading) if split == "train" else None
-    if not (path / "train").is_dir():
-        return None if split == "test" else FolderSource(path, reading=reading, quarantine=quarantine)
-    if has_shards(path / "train"):
-        return _shards(path, spec, split, reading)
-    train = FolderSource(
-        path / "train", name=f"{spec} (train)", reading=reading, quarantine=_below(quarantine, "train")
-    )
-    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
+    if has_shards(path) or not (path / "train").is_dir():
+        return None if split == "test" else _images(path, str(path), reading, quarantine)
+    train = _images(path / "train", f"{spec} (train)", reading, _below(quarantine, "train"))
     if split == "train":
         return train
+    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
     if not found:
         return None
-    return FolderSource(
-        path / found[0], name=f"{spec} ({found[0]})", classes=train.classes, reading=reading,
-        form=train.form, quarantine=_below(quarantine, found[0]),
-    )  # fmt: skip
+    return _images(path / found[0], f"{spec} ({found[0]})", reading, _below(quarantine, found[0]), train)
 
 
-def _shards(path: Path, spec: str, split: str, reading: Reading) -> Source | None:
-    """Shards below train/ and test/."""
-    found = ["train"] if split == "train" else [f for f in _TEST_FOLDERS if has_shards(path / f)]
-    if not found:
-        return None
-    return ShardSource(path / found[0], name=f"{spec} ({found[0]})", reading=reading)
+def _images(
+    folder: Path,
+    name: str,
+    reading: Reading,
+    quarantine: frozenset[str],
+    train: ShardSource | FolderSource | None = None,
+) -> ShardSource | FolderSource:
+    """The shards or image files of a folder; test images have the classes and form of the training images."""
+    classes, form = (train.classes, train.form) if train is not None else ((), None)
+    if has_shards(folder):
+        return ShardSource(folder, name=name, classes=classes, reading=reading, form=form)
+    return FolderSource(folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine)
 
 
 def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:

@@ -17,16 +17,20 @@ import os
 import tarfile
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from moco import chance
 from moco.data.encoded import EncodedSource
+from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
+from moco.data.source import renumbered
 from moco.data.unreadable import Unreadable
 
 RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
@@ -92,18 +96,28 @@ class ShardSource(EncodedSource):
     Args:
         folder: holds the shards.
         name: what to call it.
+        classes: the classes to number by, those of the training images; none takes the table's.
         reading: how images become pixels.
+        form: of the pixels, that of the training images; None finds it.
         budget: share of the samples that may be in such shards, from 0 to 1.
 
     Raises:
         FileNotFoundError: if there is no shard.
-        ValueError: if more samples are missing than the budget allows, or the table is damaged.
+        ValueError: if more samples are missing than the budget allows, the table is damaged, or a
+            sample is of none of the classes given.
     """
 
     shards: np.ndarray
 
     def __init__(
-        self, folder: Path, *, name: str | None = None, reading: Reading | None = None, budget: float = 0.01
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        classes: Sequence[str] = (),
+        reading: Reading | None = None,
+        form: Form | None = None,
+        budget: float = 0.01,
     ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
@@ -124,15 +138,18 @@ class ShardSource(EncodedSource):
                 f"{folder / SAMPLES} must hold {count:,} samples, it has {have:,} bytes; "
                 f"delete it and {SHARDS} to index the shards anew"
             )
-        self.classes, self.labels = list(self.table.classes), None
-        if self.classes and count <= MOST_LABELS:
-            records = np.fromfile(folder / SAMPLES, RECORD)
-            self.labels = torch.from_numpy(records["label"].astype(np.int64))
+        self.classes = list(classes or self.table.classes)
+        self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
         self.notes = self._notes(count, budget)
-        self.take_form(self.sniff_form())
+        self.take_form(form or self.sniff_form())
+
+    def _labels(self) -> Tensor:
+        """The class of each sample, -1 where it has none."""
+        labels = np.fromfile(self.folder / SAMPLES, RECORD)["label"].astype(np.int64)
+        return renumbered(torch.from_numpy(labels), self.table.classes, self.classes, self.name)
 
     def _is_broken(self, shard: int) -> bool:
         try:

@@ -175,6 +175,22 @@ def _each_its_own(groups: Tensor) -> Tensor:
     return groups.masked_scatter(alone, groups.max() + 1 + torch.arange(int(alone.sum())))
 
 
+def renumbered(
+    labels: Int[Tensor, " N"], names: Sequence[str], classes: Sequence[str], source: str
+) -> Int[Tensor, " N"]:
+    """Numbers among `names` as numbers among `classes`; -1 stays.
+
+    Raises:
+        ValueError: if an image of the source is of none of these classes.
+    """
+    used = {names[label] for label in labels.unique().tolist() if label >= 0}
+    if unknown := sorted(used - set(classes)):
+        raise ValueError(f"{source}/{unknown[0]} is a class that the training images do not have")
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = torch.tensor([*(number.get(name, -1) for name in names), -1])
+    return numbers[labels]  # the last one is that of -1
+
+
 def channels_first(images: np.ndarray) -> Tensor:
     """(N, H, W) or (N, H, W, channels) pixels as (N, channels, H, W)."""
     if images.ndim == 3:
