@@ -16,7 +16,8 @@ from moco.data.loader import Loader
 from moco.data.open import open_source
 from moco.data.order import WindowedOrder
 from moco.data.pack import Member, pack, smaller, verify
-from moco.data.shards import RECORD, SAMPLES, SHARDS, ShardSource, ShardTable
+from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
+from moco.data.shards import ShardSource
 from moco.data.views import Views
 from moco.recipe import MomentumQueue
 from moco.world import Solo

@@ -16,7 +16,8 @@ from moco.data.huggingface import open_huggingface
 from moco.data.manifest import SUFFIXES, open_manifest
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
-from moco.data.shards import ShardSource, has_shards
+from moco.data.shard_table import has_shards
+from moco.data.shards import ShardSource
 from moco.data.source import ArraySource, DatasetSource, Source, channels_first
 
 EMBEDDED = ("procedural", "digits")

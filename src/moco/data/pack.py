@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from moco import chance
-from moco.data.shards import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
+from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
 
 _UNFINISHED = ".packing"
 

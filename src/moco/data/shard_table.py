@@ -1,0 +1,130 @@
+"""The two small files beside tar shards, `shards.tsv` and `samples.idx`: read, and made for shards without.
+
+shards.tsv    one line for each shard: name, samples, bytes, SHA-256 ("-" if unknown)
+samples.idx   twelve bytes for each sample: where its image starts (in tar blocks), its length, its class
+"""
+
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moco.data.scan import EXTENSIONS
+
+RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
+BLOCK = 512  # bytes; tar members start at multiples of it
+SHARDS, SAMPLES = "shards.tsv", "samples.idx"
+
+
+@dataclass(frozen=True)
+class ShardTable:
+    """What `shards.tsv` says."""
+
+    names: np.ndarray
+    samples: np.ndarray
+    sizes: np.ndarray
+    classes: tuple[str, ...] = ()
+
+    def write(self, folder: Path, digests: list[str]) -> None:
+        """Write the table; it comes last, so a folder that has one is whole."""
+        rows = zip(self.names.tolist(), self.samples.tolist(), self.sizes.tolist(), digests, strict=True)
+        lines = [f"# {json.dumps({'format': 1, 'classes': self.classes})}\n"]
+        lines += [f"{name.decode()}\t{n}\t{size}\t{digest}\n" for name, n, size, digest in rows]
+        aside = folder / f"{SHARDS}.{os.getpid()}.tmp"
+        aside.write_text("".join(lines), encoding="utf-8")
+        aside.replace(folder / SHARDS)
+
+
+def read_table(folder: Path) -> ShardTable:
+    """The table of a folder of shards.
+
+    Raises:
+        ValueError: if it is none of ours.
+    """
+    names, samples, sizes = [], [], []
+    try:
+        with open(folder / SHARDS, encoding="utf-8") as file:
+            about = json.loads(file.readline().removeprefix("#"))
+            for line in file:
+                name, count, size, _ = line.rstrip("\n").split("\t")
+                names.append(name.encode())
+                samples.append(int(count))
+                sizes.append(int(size))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{folder / SHARDS} is damaged ({error}); delete it to index the shards anew"
+        ) from None
+    return ShardTable(np.array(names), np.array(samples), np.array(sizes), tuple(about["classes"]))
+
+
+def has_shards(folder: Path) -> bool:
+    """Whether a folder holds tar shards."""
+    return (folder / SHARDS).exists() or any(folder.glob("*.tar"))
+
+
+def index_shards(folder: Path) -> None:
+    """Index shards that came without: read the headers of every tar file and write both files.
+
+    Raises:
+        ValueError: if the folder cannot be written to, or a shard is broken.
+    """
+    names, samples, sizes = [], [], []
+    classes: set[int] = set()
+    aside = folder / f"{SAMPLES}.{os.getpid()}.tmp"
+    broken = []
+    try:
+        with open(aside, "wb") as index:
+            for path in sorted(folder.glob("*.tar")):
+                try:
+                    records = shard_records(path)
+                except (tarfile.TarError, OSError, ValueError) as error:
+                    broken.append(f"{path.name} ({error})")
+                    continue
+                index.write(records.tobytes())
+                classes |= set(np.unique(records["label"]).tolist())
+                names.append(path.name.encode())
+                samples.append(len(records))
+                sizes.append(path.stat().st_size)
+    except OSError as error:
+        raise ValueError(f"{folder} must be writable once, for the index of its shards: {error}") from error
+    if broken:
+        aside.unlink()
+        raise ValueError(
+            f"{len(broken)} of {len(broken) + len(names)} shards cannot be indexed: {'; '.join(broken[:3])}; "
+            "restore them or move them away"
+        )
+    aside.replace(folder / SAMPLES)
+    labels = [str(c) for c in range(max(classes) + 1)] if classes and min(classes) >= 0 else []
+    table = ShardTable(np.array(names), np.array(samples), np.array(sizes), tuple(labels))
+    table.write(folder, ["-"] * len(names))
+
+
+def shard_records(path: Path) -> np.ndarray:
+    """The index records of one tar file, in the order of its samples.
+
+    Raises:
+        tarfile.TarError: if it is no tar file or is cut short.
+    """
+    images: dict[str, list[int]] = {}
+    labels: dict[str, int] = {}
+    end = 0
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            end = member.offset_data + member.size
+            if not member.isfile():
+                continue
+            folder, _, last = member.name.rpartition("/")
+            stem, _, kind = last.partition(".")
+            key = f"{folder}/{stem}"
+            if f".{kind.lower()}".endswith(EXTENSIONS) and key not in images:
+                images[key] = [member.offset_data // BLOCK, member.size]
+            elif kind == "cls":
+                content = tar.extractfile(member)
+                assert content is not None
+                labels[key] = int(content.read())
+    if end > path.stat().st_size:
+        raise tarfile.ReadError("it is cut short")
+    return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], RECORD)
