@@ -16,6 +16,7 @@ from moco.data.loader import Loader
 from moco.data.open import open_source
 from moco.data.order import WindowedOrder
 from moco.data.pack import Member, pack, smaller, verify
+from moco.data.reading import Reading
 from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
 from moco.data.shards import ShardSource
 from moco.data.views import Views
@@ -120,18 +121,18 @@ def test_missing_and_short_shards_are_told_and_replaced_within_the_budget(packed
         ValueError, match=r"at most 1 % of the samples may be missing, but 1 of 7 shards .*15 %"
     ):
         ShardSource(folder)
-    source, whole = ShardSource(folder, budget=0.2), ShardSource(packed)
+    source, whole = open_source(str(folder), reading=Reading(budget=0.2)), ShardSource(packed)
     assert len(source.notes) == 1
     assert "shard-000002.tar" in source.notes[0]
     assert "20 samples, 15 %" in source.notes[0]
-    again = ShardSource(folder, budget=0.2)
+    again = open_source(str(folder), reading=Reading(budget=0.2))
     for i in range(130):
         number = number_of(source, i)
         assert number == number_of(again, i)
         assert (number == number_of(whole, i)) == (not 40 <= i < 60)
     content = (folder / "shard-000004.tar").read_bytes()
     (folder / "shard-000004.tar").write_bytes(content[:-600])
-    assert "2 of 7 shards" in ShardSource(folder, budget=0.5).notes[0]
+    assert "2 of 7 shards" in ShardSource(folder, reading=Reading(budget=0.5)).notes[0]
     assert verify(folder) == [
         "shard-000002.tar: missing",
         f"shard-000004.tar: {len(content) - 600:,} bytes of {len(content):,}",
@@ -345,7 +346,7 @@ def test_a_billion_samples_cost_no_memory(tmp_path):
     with open(tmp_path / SAMPLES, "wb") as file:
         file.truncate(10**9 * RECORD.itemsize)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    source = ShardSource(tmp_path, budget=1)
+    source = ShardSource(tmp_path, reading=Reading(budget=1))
     loader = Loader(source, views(), 4096, world=Share(5, 64))
     windowed = Loader(source, views(), 4096, window=64)
     for step in range(0, loader.steps_per_epoch, 30_000):

@@ -42,14 +42,13 @@ class ShardSource(EncodedSource):
         folder: holds the shards.
         name: what to call it.
         classes: the classes to number by, those of the training images; none takes the table's.
-        reading: how images become pixels.
+        reading: how images become pixels, and how many may be missing.
         form: of the pixels, that of the training images; None finds it.
-        budget: share of the samples that may be in such shards, from 0 to 1.
 
     Raises:
         FileNotFoundError: if there is no shard.
-        ValueError: if more samples are missing than the budget allows, the table is damaged, or a
-            sample is of none of the classes given.
+        ValueError: if more samples are missing than `reading.budget` allows, the table is damaged, or
+            a sample is of none of the classes given.
     """
 
     shards: np.ndarray
@@ -62,7 +61,6 @@ class ShardSource(EncodedSource):
         classes: Sequence[str] = (),
         reading: Reading | None = None,
         form: Form | None = None,
-        budget: float = 0.01,
     ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
@@ -88,7 +86,7 @@ class ShardSource(EncodedSource):
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
-        self.notes = self._notes(count, budget)
+        self.notes = self._notes(count)
         self.take_form(form or self.sniff_form())
 
     def _labels(self) -> Tensor:
@@ -102,7 +100,7 @@ class ShardSource(EncodedSource):
         except OSError:
             return True
 
-    def _notes(self, count: int, budget: float) -> tuple[str, ...]:
+    def _notes(self, count: int) -> tuple[str, ...]:
         if not self._broken.any():
             return ()
         lost = int(self.shards[self._broken].sum())
@@ -112,9 +110,10 @@ class ShardSource(EncodedSource):
             f"{self._broken.sum():,} of {len(self.shards):,} shards are missing or of the wrong length "
             f"({names}{more}): {lost:,} samples, {100 * lost / count:.2g} %"
         )
-        if lost > budget * count:
+        if lost > self.reading.budget * count:
             raise ValueError(
-                f"at most {100 * budget:g} % of the samples may be missing, but {note}; restore the shards"
+                f"at most {100 * self.reading.budget:g} % of the samples may be missing, but {note}; "
+                "restore the shards, or raise --reading.budget"
             )
         return (f"{note}; others take their place, always the same",)
 
