@@ -12,6 +12,7 @@ from scipy import stats
 
 import moco
 from moco.cli import main
+from moco.data.doctor import report
 from moco.data.loader import Loader
 from moco.data.open import open_source
 from moco.data.order import WindowedOrder
@@ -19,7 +20,9 @@ from moco.data.pack import Member, pack, smaller, verify
 from moco.data.reading import Reading
 from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
 from moco.data.shards import ShardSource
+from moco.data.unreadable import Unreadable
 from moco.data.views import Views
+from moco.images import Data, portions
 from moco.recipe import MomentumQueue
 from moco.world import Solo
 from test_run import StopAfter, assert_same_runs
@@ -114,29 +117,75 @@ def test_shards_from_elsewhere_are_indexed_once(packed, tmp_path):
     assert (folder / SHARDS).stat().st_mtime_ns == before
 
 
-def test_missing_and_short_shards_are_told_and_replaced_within_the_budget(packed, tmp_path):
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """The shards without the third."""
     folder = copy(packed, tmp_path / "damaged")
     (folder / "shard-000002.tar").unlink()
+    return folder
+
+
+def test_missing_and_short_shards_are_told_within_the_budget(damaged):
     with pytest.raises(
         ValueError, match=r"at most 1 % of the samples may be missing, but 1 of 7 shards .*15 %"
     ):
-        ShardSource(folder)
-    source, whole = open_source(str(folder), reading=Reading(budget=0.2)), ShardSource(packed)
-    assert len(source.notes) == 1
-    assert "shard-000002.tar" in source.notes[0]
-    assert "20 samples, 15 %" in source.notes[0]
-    again = open_source(str(folder), reading=Reading(budget=0.2))
-    for i in range(130):
-        number = number_of(source, i)
-        assert number == number_of(again, i)
-        assert (number == number_of(whole, i)) == (not 40 <= i < 60)
-    content = (folder / "shard-000004.tar").read_bytes()
-    (folder / "shard-000004.tar").write_bytes(content[:-600])
-    assert "2 of 7 shards" in ShardSource(folder, reading=Reading(budget=0.5)).notes[0]
-    assert verify(folder) == [
+        ShardSource(damaged)
+    (note,) = ShardSource(damaged, reading=Reading(budget=0.2)).notes
+    assert "shard-000002.tar" in note
+    assert "20 samples, 15 %" in note
+    content = (damaged / "shard-000004.tar").read_bytes()
+    (damaged / "shard-000004.tar").write_bytes(content[:-600])
+    assert "2 of 7 shards" in ShardSource(damaged, reading=Reading(budget=0.5)).notes[0]
+    assert verify(damaged) == [
         "shard-000002.tar: missing",
         f"shard-000004.tar: {len(content) - 600:,} bytes of {len(content):,}",
     ]
+
+
+def test_samples_of_missing_and_short_shards_have_neither_pixels_nor_a_class(damaged, packed):
+    content = (damaged / "shard-000004.tar").read_bytes()
+    (damaged / "shard-000004.tar").write_bytes(content[:-600])
+    source, whole = ShardSource(damaged, reading=Reading(budget=0.5)), ShardSource(packed)
+    lost = [*range(40, 60), *range(80, 100)]
+    for i in range(130):
+        if i in lost:
+            with pytest.raises(
+                Unreadable, match=rf"sample {i % 20} of .*00{i // 20}.tar: its shard is missing"
+            ):
+                source.read(i)
+        else:
+            assert number_of(source, i) == number_of(whole, i)
+    assert (source.labels[lost] == -1).all()
+    kept = [i for i in range(130) if i not in lost]
+    assert torch.equal(source.labels[kept], whole.labels[kept])
+    found = portions(Data(source, None), 0)
+    assert sorted(i for part in found for i in part.indices.tolist()) == kept
+    counts = report(source)["classes"]
+    assert counts == {name: int((source.labels == i).sum()) for i, name in enumerate("abc")}
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_other_images_under_their_own_numbers_take_the_place_of_lost_ones(damaged, packed, window):
+    source = ShardSource(damaged, reading=Reading(budget=0.2))
+    pixels = {i: ShardSource(packed).read(i) for i in range(130)}
+    loader = Loader(source, views(), 13, seed=3, window=window)
+    taken = []
+    for step, batch in enumerate(loader.stream(0, 20)):
+        planned = loader.index(step).tolist()
+        assert batch.unreadable == ()  # they were told at the start
+        assert torch.equal(loader.batch(step).index, batch.index)
+        for wanted, index in zip(planned, batch.index.tolist(), strict=True):
+            assert not 40 <= index < 60
+            if 40 <= wanted < 60:
+                draws = [loader.replacement(step, wanted, attempt) for attempt in range(1, 9)]
+                assert index == next(draw for draw in draws if not 40 <= draw < 60)
+                taken.append(index)
+            else:
+                assert index == wanted
+    assert len(taken) == 40
+    assert len(set(taken)) > 20
+    assert loader.unreadable == {}
+    assert all(torch.equal(source.read(i), pixels[i]) for i in set(taken))
 
 
 def split(root, test=("a", "c")):
@@ -332,6 +381,17 @@ def test_a_run_over_shards_resumes_in_the_middle_of_an_epoch_to_the_same_bits(pa
     with pytest.raises(KeyboardInterrupt):
         moco.pretrain(values, data=str(packed), out=tmp_path / "run", observers=[StopAfter(5)])
     moco.resume(tmp_path / "run")
+    assert_same_runs(tmp_path / "calm", tmp_path / "run")
+
+
+def test_a_run_over_damaged_shards_resumes_to_the_same_bits(damaged, tmp_path):
+    values = tiny_recipe(
+        reading=Reading(budget=0.2), epochs=1, checkpoint_every=3, dictionary=MomentumQueue(size=24)
+    )
+    moco.pretrain(values, data=str(damaged), out=tmp_path / "calm")
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(values, data=str(damaged), out=tmp_path / "run", observers=[StopAfter(5)])
+    moco.resume(tmp_path / "run", workers=1)
     assert_same_runs(tmp_path / "calm", tmp_path / "run")
 
 

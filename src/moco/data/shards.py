@@ -18,25 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco import chance
 from moco.data.encoded import EncodedSource
 from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
 from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, has_shards, index_shards, read_table
 from moco.data.source import renumbered
-from moco.data.unreadable import Unreadable
+from moco.data.unreadable import Lost
 
 MOST_LABELS = 50_000_000  # of more images no labels are loaded, and kNN is not measured
 _OPEN = 256  # files held open
-_ATTEMPTS = 64
 
 
 class ShardSource(EncodedSource):
     """The images of a folder of tar shards.
 
-    Shards that are missing or of another length than the table says are named in `notes`; each of
-    their samples is replaced by one drawn, always the same, from the whole shards.
+    Shards that are missing or of another length than the table says are named in `notes`; their
+    samples are lost: they cannot be read and have no class.
 
     Args:
         folder: holds the shards.
@@ -81,17 +79,18 @@ class ShardSource(EncodedSource):
                 f"{folder / SAMPLES} must hold {count:,} samples, it has {have:,} bytes; "
                 f"delete it and {SHARDS} to index the shards anew"
             )
-        self.classes = list(classes or self.table.classes)
-        self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
+        self.classes = list(classes or self.table.classes)
+        self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
         self.notes = self._notes(count)
         self.take_form(form or self.sniff_form())
 
     def _labels(self) -> Tensor:
         """The class of each sample, -1 where it has none."""
         labels = np.fromfile(self.folder / SAMPLES, RECORD)["label"].astype(np.int64)
+        labels[np.repeat(self._broken, self.shards)] = -1
         return renumbered(torch.from_numpy(labels), self.table.classes, self.classes, self.name)
 
     def _is_broken(self, shard: int) -> bool:
@@ -115,13 +114,15 @@ class ShardSource(EncodedSource):
                 f"at most {100 * self.reading.budget:g} % of the samples may be missing, but {note}; "
                 "restore the shards, or raise --reading.budget"
             )
-        return (f"{note}; others take their place, always the same",)
+        return (f"{note}; other images take their place",)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def content(self, index: int) -> bytes:
-        index, shard = self._whole(index)
+        shard = self._shard(index)
+        if self._broken[shard]:
+            raise Lost(self.sample_name(index), "its shard is missing or of the wrong length")
         record = self._index.read(RECORD.itemsize, index * RECORD.itemsize)
         block, length, _ = np.frombuffer(record, RECORD)[0]
         content = self._file(shard).read(int(length), int(block) * BLOCK)
@@ -130,20 +131,12 @@ class ShardSource(EncodedSource):
         return content
 
     def sample_name(self, index: int) -> str:
-        index, shard = self._whole(index)
+        shard = self._shard(index)
         return f"sample {index - int(self._ends[shard]) + int(self.shards[shard]):,} of {self._path(shard)}"
 
-    def _whole(self, index: int) -> tuple[int, int]:
-        """The sample itself, or its stand-in, and its shard."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        if self._broken[shard]:
-            draws = chance.uniform(0, "missing shard", np.array([index]), _ATTEMPTS)
-            for other in (draws[0] * len(self)).long().tolist():
-                shard = int(np.searchsorted(self._ends, other, side="right"))
-                if not self._broken[shard]:
-                    return other, shard
-            raise Unreadable(f"sample {index:,} of {self.name}", "too many shards are missing")
-        return index, shard
+    def _shard(self, index: int) -> int:
+        """The shard that holds a sample."""
+        return int(np.searchsorted(self._ends, index, side="right"))
 
     def _path(self, shard: int) -> str:
         return os.path.join(self.folder, self.table.names[shard].decode())
