@@ -17,6 +17,7 @@ from moco.data.loader import Loader
 from moco.data.open import open_source
 from moco.data.order import WindowedOrder
 from moco.data.pack import Member, pack, smaller, verify
+from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
 from moco.data.shards import ShardSource
@@ -194,6 +195,44 @@ def split(root, test=("a", "c")):
     pack(lambda i: Member(".png", image(i), i % 2), 4, root / "test", classes=test)
 
 
+def test_samples_on_a_quarantine_list_are_left_out(packed, tmp_path):
+    folder = copy(packed, tmp_path / "torn")
+    whole = ShardSource(folder)
+    broken = [whole.sample_name(i) for i in (3, 25, 39, 129)]
+    for index in 3, 25, 39, 129:
+        record = np.fromfile(folder / SAMPLES, RECORD)[index]
+        with open(folder / f"shard-{index // 20:06d}.tar", "r+b") as file:
+            file.seek(int(record["block"]) * 512)
+            file.write(b"no image")
+    with pytest.raises(SystemExit):
+        main(["doctor", str(folder), "--out", str(tmp_path / "doctor"), "--recipe", "cpu"])
+    listed = read_quarantine(tmp_path / "doctor" / "quarantine.jsonl")
+    assert listed == set(broken)
+    source = open_source(str(folder), quarantine=listed)
+    kept = [i for i in range(130) if i not in (3, 25, 39, 129)]
+    assert [source.sample_name(i) for i in range(126)] == [whole.sample_name(i) for i in kept]
+    assert [number_of(source, i) for i in range(126)] == [number_of(whole, i) for i in kept]
+    assert torch.equal(source.labels, whole.labels[kept])
+    assert source.shards.tolist() == [19, 18, 20, 20, 20, 20, 9]
+    assert len({source.fingerprint(), whole.fingerprint()}) == 2
+    order = WindowedOrder(source.shards, 2, seed=0).at(np.arange(126), 0)
+    assert sorted(order) == list(range(126))
+    (tmp_path / "new").mkdir()
+    moved = folder.rename(tmp_path / "new" / "torn")
+    assert len(open_source(str(moved), quarantine=listed)) == 126
+    assert len(open_source(str(packed), quarantine=listed)) == 130
+
+
+def test_a_quarantine_list_of_training_shards_leaves_the_test_shards_whole(tmp_path):
+    split(tmp_path)
+    listed = frozenset([open_source(str(tmp_path)).sample_name(0)])
+    kept = [len(open_source(str(tmp_path), part, quarantine=listed)) for part in ("train", "test")]
+    assert kept == [5, 4]
+    every = frozenset(map(ShardSource(tmp_path / "test").sample_name, range(4)))
+    with pytest.raises(FileNotFoundError, match="no image in the shards of"):
+        ShardSource(tmp_path / "test", quarantine=every)
+
+
 def test_test_shards_have_the_classes_of_the_training_shards(tmp_path):
     split(tmp_path)
     train, test = (open_source(str(tmp_path), part) for part in ("train", "test"))
@@ -209,6 +248,14 @@ def test_test_shards_have_the_form_of_the_training_shards(tmp_path):
     test = open_source(str(tmp_path), "test")
     assert test.read(0).shape == (3, 9, 9)
     assert test.labels is None
+
+
+def test_samples_of_missing_shards_may_be_on_a_quarantine_list(damaged):
+    names = {ShardSource(damaged, reading=Reading(budget=1)).sample_name(i) for i in range(40, 60)}
+    source = open_source(str(damaged), quarantine=frozenset(names))
+    assert (len(source), source.notes) == (110, ())
+    assert (source.labels >= 0).all()
+    assert all(number_of(source, i) >= 0 for i in range(110))
 
 
 def test_test_shards_of_another_class_are_refused(tmp_path):

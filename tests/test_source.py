@@ -205,6 +205,16 @@ def test_impossible_arrays_are_refused(tmp_path):
         open_source(str(tmp_path / "z.dat"))
 
 
+def test_a_quarantine_list_of_images_that_are_no_files_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.uint8))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for spec in str(tmp_path / "x.npy"), "procedural", str(cifar_folder(tmp_path)):
+        with pytest.raises(ValueError, match=r"a quarantine list names files, the images of .* are none"):
+            open_source(spec, quarantine=frozenset(["a"]))
+    assert open_source(str(tmp_path / "x.npy"), "test", quarantine=frozenset(["a"])) is None
+
+
 def test_digits_are_scikit_learns():
     pytest.importorskip("sklearn")
     train, test = open_source("digits"), open_source("digits", "test")

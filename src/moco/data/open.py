@@ -72,13 +72,23 @@ def open_source(
             "torchvision:NAME:ROOT" for another torchvision data set present under ROOT.
         split: "train" or "test".
         reading: how files become pixels.
-        quarantine: files to leave out, as `sample_name` names them.
+        quarantine: images to leave out, as `sample_name` names them.
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: if it is there but not of a form listed above.
+        ValueError: if it is there but not of a form listed above, or there are images to leave out of
+            a set that has no files.
     """
-    reading = reading or Reading()
+    source = _open(spec, split, reading or Reading(), quarantine)
+    if quarantine and isinstance(source, ArraySource | DatasetSource):
+        raise ValueError(
+            f"a quarantine list names files, the images of {source.name} are none; leave it away, and raise "
+            "--reading.budget if some cannot be read"
+        )
+    return source
+
+
+def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
     if spec == "procedural":
         return procedural(PROCEDURAL_IMAGES[split], split=split)
     if spec == "digits":
@@ -123,7 +133,9 @@ def _images(
     """The shards or image files of a folder; test images have the classes and form of the training images."""
     classes, form = (train.classes, train.form) if train is not None else ((), None)
     if has_shards(folder):
-        return ShardSource(folder, name=name, classes=classes, reading=reading, form=form)
+        return ShardSource(
+            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
+        )
     return FolderSource(folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine)
 
 

@@ -9,6 +9,7 @@ these files; shards from elsewhere are indexed when they are first opened.
 
 import hashlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from moco.data.unreadable import Lost
 
 MOST_LABELS = 50_000_000  # of more images no labels are loaded, and kNN is not measured
 _OPEN = 256  # files held open
+_NAMED = re.compile(r"sample (\d[\d,]*) of (.+)", re.DOTALL)
 
 
 class ShardSource(EncodedSource):
@@ -42,9 +44,10 @@ class ShardSource(EncodedSource):
         classes: the classes to number by, those of the training images; none takes the table's.
         reading: how images become pixels, and how many may be missing.
         form: of the pixels, that of the training images; None finds it.
+        quarantine: samples to leave out, as `sample_name` names them, wherever their folder lies now.
 
     Raises:
-        FileNotFoundError: if there is no shard.
+        FileNotFoundError: if there is no shard, or no image in them.
         ValueError: if more samples are missing than `reading.budget` allows, the table is damaged, or
             a sample is of none of the classes given.
     """
@@ -59,6 +62,7 @@ class ShardSource(EncodedSource):
         classes: Sequence[str] = (),
         reading: Reading | None = None,
         form: Form | None = None,
+        quarantine: frozenset[str] = frozenset(),
     ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
@@ -66,13 +70,16 @@ class ShardSource(EncodedSource):
             index_shards(folder)
         self.folder, self.name, self.reading = folder, name or str(folder), reading or Reading()
         self.table = read_table(folder)
-        self.shards = self.table.samples
-        self._ends = np.cumsum(self.shards)
+        self._ends = np.cumsum(self.table.samples)
         count = int(self._ends[-1]) if len(self._ends) else 0
-        if not count:
+        self._out = self._listed(quarantine)
+        self._passed = self._out - np.arange(len(self._out))  # images that come before each of these
+        if count == len(self._out):
             raise FileNotFoundError(
                 f"no image in the shards of {folder} (looked for {', '.join(EXTENSIONS)})"
             )
+        out = np.bincount(self._shard(self._out), minlength=len(self.table.samples))
+        self.shards = self.table.samples - out
         self._index = _File(folder / SAMPLES)
         if (have := os.fstat(self._index.descriptor).st_size) != count * RECORD.itemsize:
             raise ValueError(
@@ -84,13 +91,26 @@ class ShardSource(EncodedSource):
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
         self.classes = list(classes or self.table.classes)
         self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
-        self.notes = self._notes(count)
+        self.notes = self._notes()
         self.take_form(form or self.sniff_form())
+
+    def _listed(self, quarantine: frozenset[str]) -> np.ndarray:
+        """Numbers of the samples that a list names, in their order."""
+        if not quarantine:
+            return np.empty(0, np.int64)
+        shards = {Path(self._path(i)).parts[-2:]: i for i in range(len(self.table.names))}
+        found = set()
+        for match in filter(None, map(_NAMED.fullmatch, quarantine)):
+            number, shard = int(match[1].replace(",", "")), shards.get(Path(match[2]).parts[-2:])
+            if shard is not None and number < self.table.samples[shard]:
+                found.add(self._first(shard) + number)
+        return np.array(sorted(found), np.int64)
 
     def _labels(self) -> Tensor:
         """The class of each sample, -1 where it has none."""
         labels = np.fromfile(self.folder / SAMPLES, RECORD)["label"].astype(np.int64)
-        labels[np.repeat(self._broken, self.shards)] = -1
+        labels[np.repeat(self._broken, self.table.samples)] = -1
+        labels = np.delete(labels, self._out)
         return renumbered(torch.from_numpy(labels), self.table.classes, self.classes, self.name)
 
     def _is_broken(self, shard: int) -> bool:
@@ -99,17 +119,18 @@ class ShardSource(EncodedSource):
         except OSError:
             return True
 
-    def _notes(self, count: int) -> tuple[str, ...]:
-        if not self._broken.any():
+    def _notes(self) -> tuple[str, ...]:
+        broken = self._broken & (self.shards > 0)
+        if not broken.any():
             return ()
-        lost = int(self.shards[self._broken].sum())
-        names = b", ".join(self.table.names[self._broken][:3]).decode()
-        more = ", ..." if self._broken.sum() > 3 else ""
+        lost = int(self.shards[broken].sum())
+        names = b", ".join(self.table.names[broken][:3]).decode()
+        more = ", ..." if broken.sum() > 3 else ""
         note = (
-            f"{self._broken.sum():,} of {len(self.shards):,} shards are missing or of the wrong length "
-            f"({names}{more}): {lost:,} samples, {100 * lost / count:.2g} %"
+            f"{broken.sum():,} of {len(self.shards):,} shards are missing or of the wrong length "
+            f"({names}{more}): {lost:,} samples, {100 * lost / len(self):.2g} %"
         )
-        if lost > self.reading.budget * count:
+        if lost > self.reading.budget * len(self):
             raise ValueError(
                 f"at most {100 * self.reading.budget:g} % of the samples may be missing, but {note}; "
                 "restore the shards, or raise --reading.budget"
@@ -117,13 +138,14 @@ class ShardSource(EncodedSource):
         return (f"{note}; other images take their place",)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) - len(self._out)
 
     def content(self, index: int) -> bytes:
-        shard = self._shard(index)
+        sample = self._sample(index)
+        shard = int(self._shard(sample))
         if self._broken[shard]:
             raise Lost(self.sample_name(index), "its shard is missing or of the wrong length")
-        record = self._index.read(RECORD.itemsize, index * RECORD.itemsize)
+        record = self._index.read(RECORD.itemsize, sample * RECORD.itemsize)
         block, length, _ = np.frombuffer(record, RECORD)[0]
         content = self._file(shard).read(int(length), int(block) * BLOCK)
         if len(content) != length:
@@ -131,12 +153,21 @@ class ShardSource(EncodedSource):
         return content
 
     def sample_name(self, index: int) -> str:
-        shard = self._shard(index)
-        return f"sample {index - int(self._ends[shard]) + int(self.shards[shard]):,} of {self._path(shard)}"
+        sample = self._sample(index)
+        shard = int(self._shard(sample))
+        return f"sample {sample - self._first(shard):,} of {self._path(shard)}"
 
-    def _shard(self, index: int) -> int:
-        """The shard that holds a sample."""
-        return int(np.searchsorted(self._ends, index, side="right"))
+    def _sample(self, index: int) -> int:
+        """Number of an image among all samples of the shards."""
+        return index + int(np.searchsorted(self._passed, index, side="right"))
+
+    def _shard(self, samples: np.ndarray | int) -> np.ndarray:
+        """The shards that hold samples."""
+        return np.searchsorted(self._ends, samples, side="right")
+
+    def _first(self, shard: int) -> int:
+        """Number of the first sample of a shard."""
+        return int(self._ends[shard] - self.table.samples[shard])
 
     def _path(self, shard: int) -> str:
         return os.path.join(self.folder, self.table.names[shard].decode())
@@ -151,7 +182,8 @@ class ShardSource(EncodedSource):
             return self._files[shard]
 
     def fingerprint(self) -> str:
-        return hashlib.sha256((self.folder / SHARDS).read_bytes()).hexdigest()[:16]
+        table = (self.folder / SHARDS).read_bytes()
+        return hashlib.sha256(table + self._out.tobytes()).hexdigest()[:16]
 
 
 class _File:
