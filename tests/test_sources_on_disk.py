@@ -76,6 +76,40 @@ def test_archives_are_read_in_place(folder, tmp_path, kind, deflated):
     assert fewer.fingerprint() != train.fingerprint()
 
 
+def archived(path: Path, root: Path, below: str) -> str:
+    """The files under a folder, in an archive, under names that begin so."""
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                archive.write(file, below + str(file.relative_to(root)))
+            archive.writestr("__MACOSX/._x.png", b"")
+    else:
+        with tarfile.open(path, "w") as archive:
+            for file in files:
+                archive.add(file, below + str(file.relative_to(root)))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("below", ["./", "images/", "./images/", ""])
+@pytest.mark.parametrize("part", ["", "train", "train/cat"])
+def test_the_folder_around_an_archive_counts_for_nothing(folder, tmp_path, kind, below, part):
+    spec = archived(tmp_path / f"x.{kind}", folder / part, below)
+    for split in "train", "test":
+        stored, plain = open_source(spec, split), open_source(str(folder / part), split)
+        assert (stored is None) == (plain is None)
+        if stored is not None:
+            names = [[Path(s.sample_name(i)).name for i in range(len(s))] for s in (stored, plain)]
+            assert names[0] == names[1]
+            assert stored.classes == plain.classes
+            assert (stored.labels is None) == (plain.labels is None)
+            assert stored.labels is None or torch.equal(stored.labels, plain.labels)
+            assert torch.equal(stored.read(1), plain.read(1))
+    name = open_source(spec).sample_name(0)
+    assert len(open_source(spec, quarantine=frozenset([name]))) == len(open_source(spec)) - 1
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
     rows = [

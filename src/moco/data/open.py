@@ -164,15 +164,15 @@ def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) 
 
 
 def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
-    """An archive's images; train/ and test/ are its splits if every image lies below one of such folders."""
+    """An archive's images; of folders train/ and test/ only these are read."""
     everything = members(path)
-    tops = {member.name.split("/", 1)[0] for member in everything if "/" in member.name}
+    tops = {member.path.split("/", 1)[0] for member in everything if "/" in member.path}
     tests = [folder for folder in _TEST_FOLDERS if folder in tops]
     parted = "train" in tops
 
     def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
         prefix = f"{folder}/" if folder else ""
-        chosen = [m for m in everything if m.name.startswith(prefix) and m.name not in quarantine]
+        chosen = [m for m in everything if m.path.startswith(prefix) and m.name not in quarantine]
         return ArchiveSource(
             path, chosen, name=f"{path} ({folder})" if folder else str(path), prefix=prefix, reading=reading,
             form=like.form if like else None, classes=like.classes if like else (),
