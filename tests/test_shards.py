@@ -118,6 +118,74 @@ def test_shards_from_elsewhere_are_indexed_once(packed, tmp_path):
     assert (folder / SHARDS).stat().st_mtime_ns == before
 
 
+def tarred(path, *names):
+    """A tar file of pictures under these names."""
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            about = tarfile.TarInfo(name)
+            about.size = len(image(number))
+            tar.addfile(about, io.BytesIO(image(number)))
+
+
+def test_tar_files_beside_images_are_no_shards(tmp_path):
+    root = tmp_path / "imagenet"
+    for i, name in enumerate(["train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.png").write_bytes(image(i))
+    for name in "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar":
+        tarred(root / name, "n01.tar", "n02.tar")
+    train, test = open_source(str(root)), open_source(str(root), "test")
+    assert (len(train), len(test)) == (3, 2)
+    assert train.classes == test.classes == ["a", "b"]
+    (note,) = train.notes
+    assert "2 tar files in" in note
+    assert "ILSVRC2012_img_train.tar" in note
+    tarred(root / "train" / "a" / "old.tar", "x.png")
+    tarred(root / "train" / "old.tar", "x.png")
+    assert len(open_source(str(root)).notes) == 2
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    tarred(tars / "train.tar", "n01.tar", "n02.tar")
+    with pytest.raises(FileNotFoundError, match="no image in the tar files of"):
+        open_source(str(tars))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(8):
+        (flat / f"{i}.png").write_bytes(image(i))
+    tarred(flat / "old.tar", "x.png")
+    source = open_source(str(flat))
+    assert len(source) == 8
+    assert "1 tar file in" in source.notes[0]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith((SHARDS, SAMPLES))]
+
+
+def test_images_beside_shards_that_have_a_table_are_left_out(packed, tmp_path):
+    folder = copy(packed, tmp_path / "with")
+    (folder / "views.png").write_bytes(image(1))
+    (folder / "notes").mkdir()
+    assert len(open_source(str(folder))) == 130
+    for name in SHARDS, SAMPLES:
+        (folder / name).unlink()
+    (folder / "views.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no image in .* tar files .* folder of their own"):
+        open_source(str(folder))
+    (folder / "notes").rmdir()
+    (folder / "README.md").touch()
+    (folder / ".hidden").mkdir()
+    assert len(open_source(str(folder))) == 130
+
+
+def test_second_images_of_one_key_are_told(tmp_path):
+    tarred(tmp_path / "a.tar", *(f"cat.{i}.jpg" for i in range(5)), "dog.jpg")
+    tarred(tmp_path / "b.tar", "x.png", "y.png")
+    for _ in range(2):  # as it is indexed, and from the index
+        source = open_source(str(tmp_path))
+        assert len(source) == 4
+        (note,) = source.notes
+        assert note.startswith("4 images in shards are left out")
+        assert "cat.0.jpg and cat.1.jpg of a.tar" in note
+
+
 @pytest.fixture
 def damaged(packed, tmp_path):
     """The shards without the third."""

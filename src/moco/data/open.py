@@ -115,6 +115,7 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     if has_shards(path) or not (path / "train").is_dir():
         return None if split == "test" else _images(path, str(path), reading, quarantine)
     train = _images(path / "train", f"{spec} (train)", reading, _below(quarantine, "train"))
+    train.notes += _tars(path)
     if split == "train":
         return train
     found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
@@ -136,7 +137,26 @@ def _images(
         return ShardSource(
             folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
         )
-    return FolderSource(folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine)
+    try:
+        source = FolderSource(
+            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError("; ".join([str(error), *_tars(folder)])) from None
+    source.notes = _tars(folder)
+    return source
+
+
+def _tars(folder: Path) -> tuple[str, ...]:
+    """A sentence about the tar files of a folder that are no shards, if there are any."""
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"{len(names):,} tar file{'s' * (len(names) > 1)} in {folder} left out ({shown}): shards must be in "
+        "a folder of their own, without images or other folders",
+    )
 
 
 def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:

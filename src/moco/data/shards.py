@@ -91,7 +91,7 @@ class ShardSource(EncodedSource):
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
         self.classes = list(classes or self.table.classes)
         self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
-        self.notes = self._notes()
+        self.notes = tuple(note for note in (self.table.note, self._missing()) if note)
         self.take_form(form or self.sniff_form())
 
     def _listed(self, quarantine: frozenset[str]) -> np.ndarray:
@@ -119,10 +119,15 @@ class ShardSource(EncodedSource):
         except OSError:
             return True
 
-    def _notes(self) -> tuple[str, ...]:
+    def _missing(self) -> str:
+        """A sentence about shards that are not there, or "".
+
+        Raises:
+            ValueError: if more samples are missing than may be.
+        """
         broken = self._broken & (self.shards > 0)
         if not broken.any():
-            return ()
+            return ""
         lost = int(self.shards[broken].sum())
         names = b", ".join(self.table.names[broken][:3]).decode()
         more = ", ..." if broken.sum() > 3 else ""
@@ -135,7 +140,7 @@ class ShardSource(EncodedSource):
                 f"at most {100 * self.reading.budget:g} % of the samples may be missing, but {note}; "
                 "restore the shards, or raise --reading.budget"
             )
-        return (f"{note}; other images take their place",)
+        return f"{note}; other images take their place"
 
     def __len__(self) -> int:
         return int(self._ends[-1]) - len(self._out)
