@@ -18,7 +18,8 @@ from scipy import stats
 from moco.data.augmentation import Augmentation
 from moco.data.loader import Loader
 from moco.data.pack import Member, pack
-from moco.data.shards import RECORD, SAMPLES, ShardSource, ShardTable
+from moco.data.shard_table import RECORD, SAMPLES, ShardTable
+from moco.data.shards import ShardSource
 from moco.data.views import Views
 from moco.world import Solo
 

@@ -12,12 +12,18 @@ from scipy import stats
 
 import moco
 from moco.cli import main
+from moco.data.doctor import report
 from moco.data.loader import Loader
 from moco.data.open import open_source
 from moco.data.order import WindowedOrder
 from moco.data.pack import Member, pack, smaller, verify
-from moco.data.shards import RECORD, SAMPLES, SHARDS, ShardSource, ShardTable
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
+from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
+from moco.data.shards import ShardSource
+from moco.data.unreadable import Unreadable
 from moco.data.views import Views
+from moco.images import Data, portions
 from moco.recipe import MomentumQueue
 from moco.world import Solo
 from test_run import StopAfter, assert_same_runs
@@ -112,28 +118,227 @@ def test_shards_from_elsewhere_are_indexed_once(packed, tmp_path):
     assert (folder / SHARDS).stat().st_mtime_ns == before
 
 
-def test_missing_and_short_shards_are_told_and_replaced_within_the_budget(packed, tmp_path):
+def tarred(path, *names):
+    """A tar file of pictures under these names."""
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            about = tarfile.TarInfo(name)
+            about.size = len(image(number))
+            tar.addfile(about, io.BytesIO(image(number)))
+
+
+def test_tar_files_beside_images_are_no_shards(tmp_path):
+    root = tmp_path / "imagenet"
+    for i, name in enumerate(["train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / f"{name}.png").write_bytes(image(i))
+    for name in "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar":
+        tarred(root / name, "n01.tar", "n02.tar")
+    train, test = open_source(str(root)), open_source(str(root), "test")
+    assert (len(train), len(test)) == (3, 2)
+    assert train.classes == test.classes == ["a", "b"]
+    (note,) = train.notes
+    assert "2 tar files in" in note
+    assert "ILSVRC2012_img_train.tar" in note
+    tarred(root / "train" / "a" / "old.tar", "x.png")
+    tarred(root / "train" / "old.tar", "x.png")
+    assert len(open_source(str(root)).notes) == 2
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    tarred(tars / "train.tar", "n01.tar", "n02.tar")
+    with pytest.raises(FileNotFoundError, match="no image in the tar files of"):
+        open_source(str(tars))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i in range(8):
+        (flat / f"{i}.png").write_bytes(image(i))
+    tarred(flat / "old.tar", "x.png")
+    source = open_source(str(flat))
+    assert len(source) == 8
+    assert "1 tar file in" in source.notes[0]
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith((SHARDS, SAMPLES))]
+
+
+def test_images_beside_shards_that_have_a_table_are_left_out(packed, tmp_path):
+    folder = copy(packed, tmp_path / "with")
+    (folder / "views.png").write_bytes(image(1))
+    (folder / "notes").mkdir()
+    assert len(open_source(str(folder))) == 130
+    for name in SHARDS, SAMPLES:
+        (folder / name).unlink()
+    (folder / "views.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no image in .* tar files .* folder of their own"):
+        open_source(str(folder))
+    (folder / "notes").rmdir()
+    (folder / "README.md").touch()
+    (folder / ".hidden").mkdir()
+    assert len(open_source(str(folder))) == 130
+
+
+def test_second_images_of_one_key_are_told(tmp_path):
+    tarred(tmp_path / "a.tar", *(f"cat.{i}.jpg" for i in range(5)), "dog.jpg")
+    tarred(tmp_path / "b.tar", "x.png", "y.png")
+    for _ in range(2):  # as it is indexed, and from the index
+        source = open_source(str(tmp_path))
+        assert len(source) == 4
+        (note,) = source.notes
+        assert note.startswith("4 images in shards are left out")
+        assert "cat.0.jpg and cat.1.jpg of a.tar" in note
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """The shards without the third."""
     folder = copy(packed, tmp_path / "damaged")
     (folder / "shard-000002.tar").unlink()
+    return folder
+
+
+def test_missing_and_short_shards_are_told_within_the_budget(damaged):
     with pytest.raises(
         ValueError, match=r"at most 1 % of the samples may be missing, but 1 of 7 shards .*15 %"
     ):
-        ShardSource(folder)
-    source, whole = ShardSource(folder, budget=0.2), ShardSource(packed)
-    assert len(source.notes) == 1
-    assert "shard-000002.tar" in source.notes[0]
-    assert "20 samples, 15 %" in source.notes[0]
-    again = ShardSource(folder, budget=0.2)
+        ShardSource(damaged)
+    (note,) = ShardSource(damaged, reading=Reading(budget=0.2)).notes
+    assert "shard-000002.tar" in note
+    assert "20 samples, 15 %" in note
+    content = (damaged / "shard-000004.tar").read_bytes()
+    (damaged / "shard-000004.tar").write_bytes(content[:-600])
+    assert "2 of 7 shards" in ShardSource(damaged, reading=Reading(budget=0.5)).notes[0]
+    assert verify(damaged) == [
+        "shard-000002.tar: missing",
+        f"shard-000004.tar: {len(content) - 600:,} bytes of {len(content):,}",
+    ]
+
+
+def test_samples_of_missing_and_short_shards_have_neither_pixels_nor_a_class(damaged, packed):
+    content = (damaged / "shard-000004.tar").read_bytes()
+    (damaged / "shard-000004.tar").write_bytes(content[:-600])
+    source, whole = ShardSource(damaged, reading=Reading(budget=0.5)), ShardSource(packed)
+    lost = [*range(40, 60), *range(80, 100)]
     for i in range(130):
-        number = number_of(source, i)
-        assert number == number_of(again, i)
-        assert (number == number_of(whole, i)) == (not 40 <= i < 60)
-    content = (folder / "shard-000004.tar").read_bytes()
-    (folder / "shard-000004.tar").write_bytes(content[:-600])
-    assert "2 of 7 shards" in ShardSource(folder, budget=0.5).notes[0]
-    assert (
-        verify(folder) == ["shard-000002.tar: missing", "shard-000004.tar: 132,736 bytes of 133,336"] or True
-    )
+        if i in lost:
+            with pytest.raises(
+                Unreadable, match=rf"sample {i % 20} of .*00{i // 20}.tar: its shard is missing"
+            ):
+                source.read(i)
+        else:
+            assert number_of(source, i) == number_of(whole, i)
+    assert (source.labels[lost] == -1).all()
+    kept = [i for i in range(130) if i not in lost]
+    assert torch.equal(source.labels[kept], whole.labels[kept])
+    found = portions(Data(source, None), 0)
+    assert sorted(i for part in found for i in part.indices.tolist()) == kept
+    counts = report(source)["classes"]
+    assert counts == {name: int((source.labels == i).sum()) for i, name in enumerate("abc")}
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_other_images_under_their_own_numbers_take_the_place_of_lost_ones(damaged, packed, window):
+    source = ShardSource(damaged, reading=Reading(budget=0.2))
+    pixels = {i: ShardSource(packed).read(i) for i in range(130)}
+    loader = Loader(source, views(), 13, seed=3, window=window)
+    taken = []
+    for step, batch in enumerate(loader.stream(0, 20)):
+        planned = loader.index(step).tolist()
+        assert batch.unreadable == ()  # they were told at the start
+        assert torch.equal(loader.batch(step).index, batch.index)
+        for wanted, index in zip(planned, batch.index.tolist(), strict=True):
+            assert not 40 <= index < 60
+            if 40 <= wanted < 60:
+                draws = [loader.replacement(step, wanted, attempt) for attempt in range(1, 9)]
+                assert index == next(draw for draw in draws if not 40 <= draw < 60)
+                taken.append(index)
+            else:
+                assert index == wanted
+    assert len(taken) == 40
+    assert len(set(taken)) > 20
+    assert loader.unreadable == {}
+    assert all(torch.equal(source.read(i), pixels[i]) for i in set(taken))
+
+
+def split(root, test=("a", "c")):
+    """Shards of three classes below train/, and below test/ of two that have numbers of their own."""
+    pack(lambda i: Member(".png", image(i), i % 3), 6, root / "train", classes=("a", "b", "c"))
+    pack(lambda i: Member(".png", image(i), i % 2), 4, root / "test", classes=test)
+
+
+def test_samples_on_a_quarantine_list_are_left_out(packed, tmp_path):
+    folder = copy(packed, tmp_path / "torn")
+    whole = ShardSource(folder)
+    broken = [whole.sample_name(i) for i in (3, 25, 39, 129)]
+    for index in 3, 25, 39, 129:
+        record = np.fromfile(folder / SAMPLES, RECORD)[index]
+        with open(folder / f"shard-{index // 20:06d}.tar", "r+b") as file:
+            file.seek(int(record["block"]) * 512)
+            file.write(b"no image")
+    with pytest.raises(SystemExit):
+        main(["doctor", str(folder), "--out", str(tmp_path / "doctor"), "--recipe", "cpu"])
+    listed = read_quarantine(tmp_path / "doctor" / "quarantine.jsonl")
+    assert listed == set(broken)
+    source = open_source(str(folder), quarantine=listed)
+    kept = [i for i in range(130) if i not in (3, 25, 39, 129)]
+    assert [source.sample_name(i) for i in range(126)] == [whole.sample_name(i) for i in kept]
+    assert [number_of(source, i) for i in range(126)] == [number_of(whole, i) for i in kept]
+    assert torch.equal(source.labels, whole.labels[kept])
+    assert source.shards.tolist() == [19, 18, 20, 20, 20, 20, 9]
+    assert len({source.fingerprint(), whole.fingerprint()}) == 2
+    order = WindowedOrder(source.shards, 2, seed=0).at(np.arange(126), 0)
+    assert sorted(order) == list(range(126))
+    (tmp_path / "new").mkdir()
+    moved = folder.rename(tmp_path / "new" / "torn")
+    assert len(open_source(str(moved), quarantine=listed)) == 126
+    assert len(open_source(str(packed), quarantine=listed)) == 130
+
+
+def test_a_quarantine_list_of_training_shards_leaves_the_test_shards_whole(tmp_path):
+    split(tmp_path)
+    listed = frozenset([open_source(str(tmp_path)).sample_name(0)])
+    kept = [len(open_source(str(tmp_path), part, quarantine=listed)) for part in ("train", "test")]
+    assert kept == [5, 4]
+    every = frozenset(map(ShardSource(tmp_path / "test").sample_name, range(4)))
+    with pytest.raises(FileNotFoundError, match="no image in the shards of"):
+        ShardSource(tmp_path / "test", quarantine=every)
+
+
+def test_test_shards_have_the_classes_of_the_training_shards(tmp_path):
+    split(tmp_path)
+    train, test = (open_source(str(tmp_path), part) for part in ("train", "test"))
+    assert test.classes == train.classes == ["a", "b", "c"]
+    assert test.labels.tolist() == [2 * (number_of(test, i) % 2) for i in range(4)]
+
+
+def test_test_shards_have_the_form_of_the_training_shards(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("L", (9, 9)).save(buffer, "PNG")
+    pack(lambda i: Member(".png", image(i), i % 3), 6, tmp_path / "train", classes=("a", "b", "c"))
+    pack(lambda _: Member(".png", buffer.getvalue()), 4, tmp_path / "test")
+    test = open_source(str(tmp_path), "test")
+    assert test.read(0).shape == (3, 9, 9)
+    assert test.labels is None
+
+
+def test_samples_of_missing_shards_may_be_on_a_quarantine_list(damaged):
+    names = {ShardSource(damaged, reading=Reading(budget=1)).sample_name(i) for i in range(40, 60)}
+    source = open_source(str(damaged), quarantine=frozenset(names))
+    assert (len(source), source.notes) == (110, ())
+    assert (source.labels >= 0).all()
+    assert all(number_of(source, i) >= 0 for i in range(110))
+
+
+def test_test_shards_of_another_class_are_refused(tmp_path):
+    split(tmp_path, ("a", "d"))
+    with pytest.raises(ValueError, match="d is a class that the training images do not have"):
+        open_source(str(tmp_path), "test")
+
+
+def test_test_images_beside_shards_have_their_classes(tmp_path):
+    split(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "aside")
+    for name in "c/1.png", "a/2.png":
+        (tmp_path / "val" / name).parent.mkdir(parents=True)
+        (tmp_path / "val" / name).write_bytes(image(1))
+    assert open_source(str(tmp_path), "test").labels.tolist() == [0, 2]
 
 
 def test_verification_finds_a_flipped_bit(packed, tmp_path):
@@ -347,6 +552,17 @@ def test_a_run_over_shards_resumes_in_the_middle_of_an_epoch_to_the_same_bits(pa
     assert_same_runs(tmp_path / "calm", tmp_path / "run")
 
 
+def test_a_run_over_damaged_shards_resumes_to_the_same_bits(damaged, tmp_path):
+    values = tiny_recipe(
+        reading=Reading(budget=0.2), epochs=1, checkpoint_every=3, dictionary=MomentumQueue(size=24)
+    )
+    moco.pretrain(values, data=str(damaged), out=tmp_path / "calm")
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(values, data=str(damaged), out=tmp_path / "run", observers=[StopAfter(5)])
+    moco.resume(tmp_path / "run", workers=1)
+    assert_same_runs(tmp_path / "calm", tmp_path / "run")
+
+
 def test_a_billion_samples_cost_no_memory(tmp_path):
     """An index of 10^9 samples, sparse on disk: opening it and placing a batch touch almost nothing."""
     import resource
@@ -358,7 +574,7 @@ def test_a_billion_samples_cost_no_memory(tmp_path):
     with open(tmp_path / SAMPLES, "wb") as file:
         file.truncate(10**9 * RECORD.itemsize)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    source = ShardSource(tmp_path, budget=1)
+    source = ShardSource(tmp_path, reading=Reading(budget=1))
     loader = Loader(source, views(), 4096, world=Share(5, 64))
     windowed = Loader(source, views(), 4096, window=64)
     for step in range(0, loader.steps_per_epoch, 30_000):

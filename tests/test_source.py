@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from moco.data.encoded import FolderSource
+from moco.data.encoded import FolderSource, ListSource
 from moco.data.open import open_source
 from moco.data.procedural import CLASSES, procedural
 from moco.data.reading import Reading
@@ -132,6 +132,19 @@ def test_fingerprint_follows_the_files(tmp_path):
     assert ArraySource(pixels).fingerprint() != ArraySource(other).fingerprint()
 
 
+def test_fingerprint_follows_the_groups(tmp_path):
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    paths = [write(tmp_path / name).name for name in ("a.png", "b.png")]
+    plain = ArraySource(pixels).fingerprint(), ListSource(tmp_path, paths, name="x").fingerprint()
+    seen = {plain}
+    for groups in torch.tensor([0, 0]), torch.tensor([0, 1]):
+        array = ArraySource(pixels, groups=groups)
+        files = ListSource(tmp_path, paths, name="x", groups=groups)
+        assert files.fingerprint() == ListSource(tmp_path, paths, name="x", groups=groups).fingerprint()
+        seen.add((array.fingerprint(), files.fingerprint()))
+    assert all(len(set(prints)) == 3 for prints in zip(*seen, strict=True))
+
+
 def test_missing_and_empty_folders_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
         open_source(str(tmp_path / "nowhere"))
@@ -157,6 +170,17 @@ def test_arrays(tmp_path, shape):
     assert train.labels.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_images_without_a_group_are_each_others_negatives(tmp_path):
+    images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
+    np.savez(tmp_path / "x.npz", images=images, groups=np.array([7, -1, 7, -1, -1]))
+    source = open_source(str(tmp_path / "x.npz"))
+    assert source is not None
+    assert source.groups is not None
+    assert source.groups[0] == source.groups[2] == 7
+    assert len(source.groups.unique()) == 4
+    assert (source.groups >= 0).all()
+
+
 def test_impossible_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.int64))
     with pytest.raises(
@@ -169,14 +193,26 @@ def test_impossible_arrays_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"labels must be one class number .* shape \(3,\) for 2 images"):
         ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
     with pytest.raises(
-        ValueError, match=r"groups must be one number per image, .* shape \(3,\) for 2 images"
+        ValueError, match=r"groups must be one number from 0 per image, .* shape \(3,\) for 2 images"
     ):
         ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), groups=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"groups must be .* or -1 for none, got -2"):
+        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), groups=torch.tensor([-1, -2]))
     with pytest.raises(ValueError, match=r"must hold finite values"):
         ArraySource(torch.full((2, 1, 4, 4), float("nan")))
     (tmp_path / "z.dat").write_text("")
     with pytest.raises(ValueError, match=r"is a file but none of .npz .npy .zip .tar .txt .csv"):
         open_source(str(tmp_path / "z.dat"))
+
+
+def test_a_quarantine_list_of_images_that_are_no_files_is_refused(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.zeros((4, 8, 8), np.uint8))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda _: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    for spec in str(tmp_path / "x.npy"), "procedural", str(cifar_folder(tmp_path)):
+        with pytest.raises(ValueError, match=r"a quarantine list names files, the images of .* are none"):
+            open_source(spec, quarantine=frozenset(["a"]))
+    assert open_source(str(tmp_path / "x.npy"), "test", quarantine=frozenset(["a"])) is None
 
 
 def test_digits_are_scikit_learns():

@@ -109,7 +109,7 @@ def run(words: list[str]) -> int:
 
 def _verify(call: Pack) -> int:
     from moco.data.pack import verify
-    from moco.data.shards import SHARDS, read_table
+    from moco.data.shard_table import SHARDS, read_table
 
     if not (call.images / SHARDS).exists():
         raise FileNotFoundError(f"{call.images} holds no packed shards: there is no {SHARDS}")

@@ -22,11 +22,16 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeErr
 
 
 class Member(NamedTuple):
-    """A stored file of an archive: its name, and where its bytes lie if they are not compressed."""
+    """A stored file of an archive: its name, and where its bytes lie if they are not compressed.
+
+    Attributes:
+        path: its name without the folder that holds all images, where one does.
+    """
 
     name: str
     offset: int
     size: int
+    path: str = ""
 
 
 class ArchiveSource(EncodedSource):
@@ -36,6 +41,7 @@ class ArchiveSource(EncodedSource):
         path: of the archive.
         members: of it to take.
         name: what to call it.
+        prefix: of the paths, in which it is not looked for classes.
         classes: the classes to number by; None finds them.
         reading: how files become pixels.
         form: of the pixels; None finds it.
@@ -61,7 +67,7 @@ class ArchiveSource(EncodedSource):
             raise FileNotFoundError(f"no image in {path} (looked for {', '.join(EXTENSIONS)})")
         self._zip = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
         self.classes, self.labels = list(classes), None
-        tops = [member.name.removeprefix(prefix).rpartition("/")[0].partition("/")[0] for member in members]
+        tops = [member.path.removeprefix(prefix).rpartition("/")[0].partition("/")[0] for member in members]
         if "" not in tops and (classes or len(set(tops)) > 1):
             self.classes = self.classes or sorted(set(tops))
             if unknown := sorted(set(tops) - set(self.classes)):
@@ -95,6 +101,8 @@ class ArchiveSource(EncodedSource):
 def members(path: Path) -> list[Member]:
     """The image files in an archive, in the order of their names.
 
+    A folder that holds all of them, as in `tar -cf photos.tar photos`, is no part of their paths.
+
     Raises:
         ValueError: if it is neither a .zip nor an uncompressed .tar.
     """
@@ -111,9 +119,12 @@ def members(path: Path) -> list[Member]:
             f"{path} must be a .zip or an uncompressed .tar, got an unreadable file ({error}); "
             "unpack a .tar.gz first, its members cannot be read in place"
         ) from None
-    return sorted(
+    images = sorted(
         member
         for member in found
         if member.name.lower().endswith(EXTENSIONS)
         and not any(part.startswith(".") and part not in (".", "..") for part in member.name.split("/"))
     )
+    parts = [[part for part in image.name.split("/") if part not in ("", ".")] for image in images]
+    around = int(len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts))
+    return [image._replace(path="/".join(part[around:])) for image, part in zip(images, parts, strict=True)]

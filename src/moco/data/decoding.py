@@ -12,7 +12,7 @@ from moco.data.crop import resize
 from moco.data.encoded import EncodedSource, Opened
 from moco.data.parameters import Parameters
 from moco.data.source import Source
-from moco.data.unreadable import Unreadable
+from moco.data.unreadable import Lost, Unreadable
 from moco.data.views import Views
 
 ATTEMPTS = 10  # images drawn in place of one that cannot be read, before the run gives up
@@ -68,7 +68,8 @@ class Crops:
             rows, planned = rows[failed], planned[failed]
             if not len(rows):
                 return
-        last = self.known[int(self.index[rows[0]])]
+        index = int(self.index[rows[0]])
+        last = self.known.get(index, f"{self.source.sample_name(index)} is missing")
         raise RuntimeError(f"{ATTEMPTS + 1} images drawn in a row cannot be read, at last: {last}")
 
     def _try(self, rows: np.ndarray) -> np.ndarray:
@@ -131,7 +132,8 @@ class Crops:
         return True
 
     def _note(self, index: int, error: Unreadable) -> None:
-        self.met[index] = self.known[index] = error
+        if not isinstance(error, Lost):
+            self.met[index] = self.known[index] = error
 
     def _boxes(self, rows: np.ndarray, extents: list[tuple[int, int]]) -> np.ndarray:
         """(views, rows, 4): top, left, height and width in images of these heights and widths."""

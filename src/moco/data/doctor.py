@@ -236,5 +236,5 @@ def _statistics(good: list[Looked]) -> dict[str, Any]:
 def _classes(source: Source) -> dict[str, int]:
     if source.labels is None:
         return {}
-    counts = torch.bincount(source.labels, minlength=len(source.classes)).tolist()
+    counts = torch.bincount(source.labels[source.labels >= 0], minlength=len(source.classes)).tolist()
     return dict(zip(source.classes, counts, strict=True))

@@ -235,6 +235,8 @@ class ListSource(EncodedSource):
             except OSError:
                 size = -1
             digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
+        if self.groups is not None:
+            digest.update(self.groups.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 

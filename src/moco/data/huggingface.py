@@ -1,6 +1,7 @@
 """Images of Hugging Face data sets: saved to disk, as Parquet or Arrow files, in memory, or by name."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from moco.data.encoded import EncodedSource, read_file
 from moco.data.form import Form
 from moco.data.reading import Reading
+from moco.data.source import renumbered
 
 _SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
@@ -20,12 +22,13 @@ class HuggingFaceSource(EncodedSource):
     Args:
         dataset: has a column of type Image; a ClassLabel column gives labels, a column "group" groups.
         name: what to call it.
+        classes: the classes to number by, those of the training images; none takes the column's.
         reading: how files become pixels.
         quarantine: names of images to leave out.
         form: of the pixels; None finds it.
 
     Raises:
-        ValueError: if it has no column of images.
+        ValueError: if it has no column of images, or an image is of none of the classes given.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class HuggingFaceSource(EncodedSource):
         dataset: Any,
         *,
         name: str = "dataset",
+        classes: Sequence[str] = (),
         reading: Reading | None = None,
         quarantine: frozenset[str] = frozenset(),
         form: Form | None = None,
@@ -50,12 +54,13 @@ class HuggingFaceSource(EncodedSource):
         if quarantine:
             rows = np.array([i for i in rows if f"{name}[{i}]" not in quarantine], dtype=np.int64)
         self._rows, self.dataset = rows, dataset
-        self.labels, self.classes = None, []
+        self.labels, self.classes = None, list(classes)
         for column, kind in dataset.features.items():
             if isinstance(kind, datasets.ClassLabel):
                 labels = torch.as_tensor(dataset[column][:])[torch.from_numpy(rows)]
                 if (labels >= 0).all():
-                    self.labels, self.classes = labels, list(kind.names)
+                    self.classes = self.classes or list(kind.names)
+                    self.labels = renumbered(labels, kind.names, self.classes, name)
                 break
         if "group" in dataset.features:
             values = np.asarray(dataset["group"][:])[rows]
@@ -87,7 +92,6 @@ def open_huggingface(
     *,
     reading: Reading,
     quarantine: frozenset[str] = frozenset(),
-    form: Form | None = None,
 ) -> HuggingFaceSource | None:
     """The split of a data set: a folder of `save_to_disk`, a .parquet or .arrow file, or a name.
 
@@ -116,16 +120,21 @@ def open_huggingface(
             found = datasets.load_dataset(spec)
     except (OSError, datasets.exceptions.DatasetsError, ConnectionError) as error:
         raise FileNotFoundError(f"there is no data set hf:{spec}: {error}") from None
-    name = f"hf:{spec} ({split})"
-    if isinstance(found, datasets.Dataset):
-        if split == "test":
-            return None
-        return HuggingFaceSource(found, name=name, reading=reading, quarantine=quarantine, form=form)
-    for word in _SPLITS[split]:
-        if word in found:
-            return HuggingFaceSource(
-                found[word], name=name, reading=reading, quarantine=quarantine, form=form
-            )
-    if split == "test":
+    splits = {"train": found} if isinstance(found, datasets.Dataset) else found
+
+    def part(split: str, train: HuggingFaceSource | None = None) -> HuggingFaceSource | None:
+        for word in _SPLITS[split]:
+            if word in splits:
+                classes, form = (train.classes, train.form) if train is not None else ((), None)
+                return HuggingFaceSource(
+                    splits[word], name=f"hf:{spec} ({split})", classes=classes, reading=reading,
+                    quarantine=quarantine, form=form,
+                )  # fmt: skip
         return None
-    raise ValueError(f"hf:{spec} must have a split named train, it has {', '.join(found)}")
+
+    train = part("train")
+    if split == "test":
+        return part("test", train)
+    if train is None:
+        raise ValueError(f"hf:{spec} must have a split named train, it has {', '.join(splits)}")
+    return train

@@ -1,8 +1,8 @@
 """The index of a folder: the names of all its image files, found once and kept.
 
 The names lie in one file of the user's cache, memory-mapped when it is opened again. A folder whose own
-time has not changed is not read again; a file rewritten in place under its old name shows only in a
-refreshed index. Headers are read of as many files as take no time, evenly spaced.
+time has not changed is not read again; a file rewritten in place under its old name is not noticed.
+Headers are read of as many files as take no time, evenly spaced.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moco.data.scan import Folder, Progress, headers, scan
+from moco.data.scan import Folder, headers, scan
 
 KEPT_FROM = 10_000  # files; smaller folders are scanned anew, in less than a second
 HEADERS = 10_000  # files whose headers say what form the images have; all of smaller sets
@@ -69,9 +69,7 @@ class FileIndex:
         return digest.hexdigest()[:16]
 
 
-def open_index(
-    root: str | Path, *, follow_links: bool = False, refresh: bool = False, progress: Progress | None = None
-) -> FileIndex:
+def open_index(root: str | Path, *, follow_links: bool = False) -> FileIndex:
     """The index of a folder, from the cache where that is current.
 
     Each folder is visited once, however many links lead to it; names that begin with a dot and run
@@ -80,8 +78,6 @@ def open_index(
     Args:
         root: the folder.
         follow_links: follow symbolic links, wherever they lead.
-        refresh: scan everything anew.
-        progress: told the number of files indexed so far.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -89,10 +85,10 @@ def open_index(
     if not os.path.isdir(root):
         raise FileNotFoundError(f"there is no folder {root}")
     cache = _cache_file(os.path.realpath(root), follow_links)
-    known, index = ({}, None) if refresh else _load(cache)
+    known, index = _load(cache)
     if index is not None and all(_time(index.root, folder) == mtime for folder, mtime in known.items()):
         return index
-    folders = scan(os.path.realpath(root), follow_links, progress)
+    folders = scan(os.path.realpath(root), follow_links)
     times = {folder.path: folder.mtime for folder in folders}
     index = _joined(os.path.realpath(root), folders)
     if len(index) >= KEPT_FROM:

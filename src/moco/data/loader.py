@@ -34,7 +34,7 @@ class Loader:
     Each epoch takes the images in a new keyed order and drops the last, incomplete batch. Images
     held in memory are cropped on the device; files are decoded once and cropped twice by threads.
     In place of an image that cannot be read comes another, a keyed draw of (seed, epoch, image,
-    attempt), and the batch says which image it was and why.
+    attempt), and the batch says which image it was and why, unless its shard was missing from the start.
 
     Args:
         source: the images.

@@ -16,7 +16,8 @@ from moco.data.huggingface import open_huggingface
 from moco.data.manifest import SUFFIXES, open_manifest
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
-from moco.data.shards import ShardSource, has_shards
+from moco.data.shard_table import has_shards
+from moco.data.shards import ShardSource
 from moco.data.source import ArraySource, DatasetSource, Source, channels_first
 
 EMBEDDED = ("procedural", "digits")
@@ -71,13 +72,23 @@ def open_source(
             "torchvision:NAME:ROOT" for another torchvision data set present under ROOT.
         split: "train" or "test".
         reading: how files become pixels.
-        quarantine: files to leave out, as `sample_name` names them.
+        quarantine: images to leave out, as `sample_name` names them.
 
     Raises:
         FileNotFoundError: if nothing is there.
-        ValueError: if it is there but not of a form listed above.
+        ValueError: if it is there but not of a form listed above, or there are images to leave out of
+            a set that has no files.
     """
-    reading = reading or Reading()
+    source = _open(spec, split, reading or Reading(), quarantine)
+    if quarantine and isinstance(source, ArraySource | DatasetSource):
+        raise ValueError(
+            f"a quarantine list names files, the images of {source.name} are none; leave it away, and raise "
+            "--reading.budget if some cannot be read"
+        )
+    return source
+
+
+def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
     if spec == "procedural":
         return procedural(PROCEDURAL_IMAGES[split], split=split)
     if spec == "digits":
@@ -101,32 +112,51 @@ def open_source(
     for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
             return _torchvision(name, str(path), split, reading)
-    if has_shards(path):
-        return ShardSource(path, reading=reading) if split == "train" else None
-    if not (path / "train").is_dir():
-        return None if split == "test" else FolderSource(path, reading=reading, quarantine=quarantine)
-    if has_shards(path / "train"):
-        return _shards(path, spec, split, reading)
-    train = FolderSource(
-        path / "train", name=f"{spec} (train)", reading=reading, quarantine=_below(quarantine, "train")
-    )
-    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
+    if has_shards(path) or not (path / "train").is_dir():
+        return None if split == "test" else _images(path, str(path), reading, quarantine)
+    train = _images(path / "train", f"{spec} (train)", reading, _below(quarantine, "train"))
+    train.notes += _tars(path)
     if split == "train":
         return train
+    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
     if not found:
         return None
-    return FolderSource(
-        path / found[0], name=f"{spec} ({found[0]})", classes=train.classes, reading=reading,
-        form=train.form, quarantine=_below(quarantine, found[0]),
-    )  # fmt: skip
+    return _images(path / found[0], f"{spec} ({found[0]})", reading, _below(quarantine, found[0]), train)
 
 
-def _shards(path: Path, spec: str, split: str, reading: Reading) -> Source | None:
-    """Shards below train/ and test/."""
-    found = ["train"] if split == "train" else [f for f in _TEST_FOLDERS if has_shards(path / f)]
-    if not found:
-        return None
-    return ShardSource(path / found[0], name=f"{spec} ({found[0]})", reading=reading)
+def _images(
+    folder: Path,
+    name: str,
+    reading: Reading,
+    quarantine: frozenset[str],
+    train: ShardSource | FolderSource | None = None,
+) -> ShardSource | FolderSource:
+    """The shards or image files of a folder; test images have the classes and form of the training images."""
+    classes, form = (train.classes, train.form) if train is not None else ((), None)
+    if has_shards(folder):
+        return ShardSource(
+            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
+        )
+    try:
+        source = FolderSource(
+            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
+        )
+    except FileNotFoundError as error:
+        raise FileNotFoundError("; ".join([str(error), *_tars(folder)])) from None
+    source.notes = _tars(folder)
+    return source
+
+
+def _tars(folder: Path) -> tuple[str, ...]:
+    """A sentence about the tar files of a folder that are no shards, if there are any."""
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"{len(names):,} tar file{'s' * (len(names) > 1)} in {folder} left out ({shown}): shards must be in "
+        "a folder of their own, without images or other folders",
+    )
 
 
 def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
@@ -154,15 +184,15 @@ def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) 
 
 
 def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
-    """An archive's images; train/ and test/ are its splits if every image lies below one of such folders."""
+    """An archive's images; of folders train/ and test/ only these are read."""
     everything = members(path)
-    tops = {member.name.split("/", 1)[0] for member in everything if "/" in member.name}
+    tops = {member.path.split("/", 1)[0] for member in everything if "/" in member.path}
     tests = [folder for folder in _TEST_FOLDERS if folder in tops]
     parted = "train" in tops
 
     def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
         prefix = f"{folder}/" if folder else ""
-        chosen = [m for m in everything if m.name.startswith(prefix) and m.name not in quarantine]
+        chosen = [m for m in everything if m.path.startswith(prefix) and m.name not in quarantine]
         return ArchiveSource(
             path, chosen, name=f"{path} ({folder})" if folder else str(path), prefix=prefix, reading=reading,
             form=like.form if like else None, classes=like.classes if like else (),

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from moco import chance
 from moco.data.header import sniff
-from moco.data.shards import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
+from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
 
 _UNFINISHED = ".packing"
 

@@ -5,7 +5,7 @@ import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,8 +16,6 @@ from moco.data.header import FIRST, Header, sniff
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 _ENDINGS = tuple(map(str.encode, EXTENSIONS))
 _SETTLED = 2_000_000_000  # ns; a folder changed later than this before its scan is read again next time
-
-Progress = Callable[[int], None]
 
 
 @dataclass
@@ -39,14 +37,14 @@ class Folder:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-def scan(root: str, follow_links: bool, progress: Progress | None = None) -> list[Folder]:
+def scan(root: str, follow_links: bool) -> list[Folder]:
     """All folders below the root in the order of their paths.
 
     Each folder is visited once, however many links lead to it; names that begin with a dot and run
     folders are left out. No file is opened, nor asked for anything.
     """
     found: dict[str, Folder] = {}
-    pending, seen, images = [""], set[tuple[int, int]](), 0
+    pending, seen = [""], set[tuple[int, int]]()
     while pending:
         path = pending.pop()
         try:
@@ -67,9 +65,6 @@ def scan(root: str, follow_links: bool, progress: Progress | None = None) -> lis
         settled = time.time_ns() - status.st_mtime_ns >= _SETTLED
         mtime = status.st_mtime_ns if settled else 0
         found[path] = Folder(path, mtime, b"".join(names), ends, dict(skipped))
-        images += len(names)
-        if progress is not None:
-            progress(images)
     return [found[path] for path in sorted(found)]
 
 

@@ -1,109 +1,68 @@
 """Images in tar shards, read in any order: what a billion images need.
 
 A folder of plain tar files in WebDataset's form (members of one sample share a name up to the first
-dot: 000017.jpg, 000017.cls) with two small files beside them:
-
-    shards.tsv    one line for each shard: name, samples, bytes, SHA-256 ("-" if unknown)
-    samples.idx   twelve bytes for each sample: where its image starts (in tar blocks), its length, its class
-
-A sample is one short read at a known place, so any order costs the same memory, nothing is read to be
-passed by, and a run resumes in the middle of an epoch. `moco pack` writes these files; shards from
-elsewhere are indexed when they are first opened.
+dot: 000017.jpg, 000017.cls) with two small files beside them, which say where each sample lies (see
+`moco.data.shard_table`). A sample is one short read at a known place, so any order costs the same
+memory, nothing is read to be passed by, and a run resumes in the middle of an epoch. `moco pack` writes
+these files; shards from elsewhere are indexed when they are first opened.
 """
 
 import hashlib
-import json
 import os
-import tarfile
+import re
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from moco import chance
 from moco.data.encoded import EncodedSource
+from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
-from moco.data.unreadable import Unreadable
+from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, has_shards, index_shards, read_table
+from moco.data.source import renumbered
+from moco.data.unreadable import Lost
 
-RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
-BLOCK = 512  # bytes; tar members start at multiples of it
-SHARDS, SAMPLES = "shards.tsv", "samples.idx"
 MOST_LABELS = 50_000_000  # of more images no labels are loaded, and kNN is not measured
 _OPEN = 256  # files held open
-_ATTEMPTS = 64
-
-
-@dataclass(frozen=True)
-class ShardTable:
-    """What `shards.tsv` says."""
-
-    names: np.ndarray
-    samples: np.ndarray
-    sizes: np.ndarray
-    classes: tuple[str, ...] = ()
-
-    def write(self, folder: Path, digests: list[str]) -> None:
-        """Write the table; it comes last, so a folder that has one is whole."""
-        rows = zip(self.names.tolist(), self.samples.tolist(), self.sizes.tolist(), digests, strict=True)
-        lines = [f"# {json.dumps({'format': 1, 'classes': self.classes})}\n"]
-        lines += [f"{name.decode()}\t{n}\t{size}\t{digest}\n" for name, n, size, digest in rows]
-        aside = folder / f"{SHARDS}.{os.getpid()}.tmp"
-        aside.write_text("".join(lines), encoding="utf-8")
-        aside.replace(folder / SHARDS)
-
-
-def read_table(folder: Path) -> ShardTable:
-    """The table of a folder of shards.
-
-    Raises:
-        ValueError: if it is none of ours.
-    """
-    names, samples, sizes = [], [], []
-    try:
-        with open(folder / SHARDS, encoding="utf-8") as file:
-            about = json.loads(file.readline().removeprefix("#"))
-            for line in file:
-                name, count, size, _ = line.rstrip("\n").split("\t")
-                names.append(name.encode())
-                samples.append(int(count))
-                sizes.append(int(size))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{folder / SHARDS} is damaged ({error}); delete it to index the shards anew"
-        ) from None
-    return ShardTable(np.array(names), np.array(samples), np.array(sizes), tuple(about["classes"]))
-
-
-def has_shards(folder: Path) -> bool:
-    """Whether a folder holds tar shards."""
-    return (folder / SHARDS).exists() or any(folder.glob("*.tar"))
+_NAMED = re.compile(r"sample (\d[\d,]*) of (.+)", re.DOTALL)
 
 
 class ShardSource(EncodedSource):
     """The images of a folder of tar shards.
 
-    Shards that are missing or of another length than the table says are named in `notes`; each of
-    their samples is replaced by one drawn, always the same, from the whole shards.
+    Shards that are missing or of another length than the table says are named in `notes`; their
+    samples are lost: they cannot be read and have no class.
 
     Args:
         folder: holds the shards.
         name: what to call it.
-        reading: how images become pixels.
-        budget: share of the samples that may be in such shards, from 0 to 1.
+        classes: the classes to number by, those of the training images; none takes the table's.
+        reading: how images become pixels, and how many may be missing.
+        form: of the pixels, that of the training images; None finds it.
+        quarantine: samples to leave out, as `sample_name` names them, wherever their folder lies now.
 
     Raises:
-        FileNotFoundError: if there is no shard.
-        ValueError: if more samples are missing than the budget allows, or the table is damaged.
+        FileNotFoundError: if there is no shard, or no image in them.
+        ValueError: if more samples are missing than `reading.budget` allows, the table is damaged, or
+            a sample is of none of the classes given.
     """
 
     shards: np.ndarray
 
     def __init__(
-        self, folder: Path, *, name: str | None = None, reading: Reading | None = None, budget: float = 0.01
+        self,
+        folder: Path,
+        *,
+        name: str | None = None,
+        classes: Sequence[str] = (),
+        reading: Reading | None = None,
+        form: Form | None = None,
+        quarantine: frozenset[str] = frozenset(),
     ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
@@ -111,28 +70,48 @@ class ShardSource(EncodedSource):
             index_shards(folder)
         self.folder, self.name, self.reading = folder, name or str(folder), reading or Reading()
         self.table = read_table(folder)
-        self.shards = self.table.samples
-        self._ends = np.cumsum(self.shards)
+        self._ends = np.cumsum(self.table.samples)
         count = int(self._ends[-1]) if len(self._ends) else 0
-        if not count:
+        self._out = self._listed(quarantine)
+        self._passed = self._out - np.arange(len(self._out))  # images that come before each of these
+        if count == len(self._out):
             raise FileNotFoundError(
                 f"no image in the shards of {folder} (looked for {', '.join(EXTENSIONS)})"
             )
+        out = np.bincount(self._shard(self._out), minlength=len(self.table.samples))
+        self.shards = self.table.samples - out
         self._index = _File(folder / SAMPLES)
         if (have := os.fstat(self._index.descriptor).st_size) != count * RECORD.itemsize:
             raise ValueError(
                 f"{folder / SAMPLES} must hold {count:,} samples, it has {have:,} bytes; "
                 f"delete it and {SHARDS} to index the shards anew"
             )
-        self.classes, self.labels = list(self.table.classes), None
-        if self.classes and count <= MOST_LABELS:
-            records = np.fromfile(folder / SAMPLES, RECORD)
-            self.labels = torch.from_numpy(records["label"].astype(np.int64))
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
-        self.notes = self._notes(count, budget)
-        self.take_form(self.sniff_form())
+        self.classes = list(classes or self.table.classes)
+        self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
+        self.notes = tuple(note for note in (self.table.note, self._missing()) if note)
+        self.take_form(form or self.sniff_form())
+
+    def _listed(self, quarantine: frozenset[str]) -> np.ndarray:
+        """Numbers of the samples that a list names, in their order."""
+        if not quarantine:
+            return np.empty(0, np.int64)
+        shards = {Path(self._path(i)).parts[-2:]: i for i in range(len(self.table.names))}
+        found = set()
+        for match in filter(None, map(_NAMED.fullmatch, quarantine)):
+            number, shard = int(match[1].replace(",", "")), shards.get(Path(match[2]).parts[-2:])
+            if shard is not None and number < self.table.samples[shard]:
+                found.add(self._first(shard) + number)
+        return np.array(sorted(found), np.int64)
+
+    def _labels(self) -> Tensor:
+        """The class of each sample, -1 where it has none."""
+        labels = np.fromfile(self.folder / SAMPLES, RECORD)["label"].astype(np.int64)
+        labels[np.repeat(self._broken, self.table.samples)] = -1
+        labels = np.delete(labels, self._out)
+        return renumbered(torch.from_numpy(labels), self.table.classes, self.classes, self.name)
 
     def _is_broken(self, shard: int) -> bool:
         try:
@@ -140,28 +119,38 @@ class ShardSource(EncodedSource):
         except OSError:
             return True
 
-    def _notes(self, count: int, budget: float) -> tuple[str, ...]:
-        if not self._broken.any():
-            return ()
-        lost = int(self.shards[self._broken].sum())
-        names = b", ".join(self.table.names[self._broken][:3]).decode()
-        more = ", ..." if self._broken.sum() > 3 else ""
+    def _missing(self) -> str:
+        """A sentence about shards that are not there, or "".
+
+        Raises:
+            ValueError: if more samples are missing than may be.
+        """
+        broken = self._broken & (self.shards > 0)
+        if not broken.any():
+            return ""
+        lost = int(self.shards[broken].sum())
+        names = b", ".join(self.table.names[broken][:3]).decode()
+        more = ", ..." if broken.sum() > 3 else ""
         note = (
-            f"{self._broken.sum():,} of {len(self.shards):,} shards are missing or of the wrong length "
-            f"({names}{more}): {lost:,} samples, {100 * lost / count:.2g} %"
+            f"{broken.sum():,} of {len(self.shards):,} shards are missing or of the wrong length "
+            f"({names}{more}): {lost:,} samples, {100 * lost / len(self):.2g} %"
         )
-        if lost > budget * count:
+        if lost > self.reading.budget * len(self):
             raise ValueError(
-                f"at most {100 * budget:g} % of the samples may be missing, but {note}; restore the shards"
+                f"at most {100 * self.reading.budget:g} % of the samples may be missing, but {note}; "
+                "restore the shards, or raise --reading.budget"
             )
-        return (f"{note}; others take their place, always the same",)
+        return f"{note}; other images take their place"
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) - len(self._out)
 
     def content(self, index: int) -> bytes:
-        index, shard = self._whole(index)
-        record = self._index.read(RECORD.itemsize, index * RECORD.itemsize)
+        sample = self._sample(index)
+        shard = int(self._shard(sample))
+        if self._broken[shard]:
+            raise Lost(self.sample_name(index), "its shard is missing or of the wrong length")
+        record = self._index.read(RECORD.itemsize, sample * RECORD.itemsize)
         block, length, _ = np.frombuffer(record, RECORD)[0]
         content = self._file(shard).read(int(length), int(block) * BLOCK)
         if len(content) != length:
@@ -169,20 +158,21 @@ class ShardSource(EncodedSource):
         return content
 
     def sample_name(self, index: int) -> str:
-        index, shard = self._whole(index)
-        return f"sample {index - int(self._ends[shard]) + int(self.shards[shard]):,} of {self._path(shard)}"
+        sample = self._sample(index)
+        shard = int(self._shard(sample))
+        return f"sample {sample - self._first(shard):,} of {self._path(shard)}"
 
-    def _whole(self, index: int) -> tuple[int, int]:
-        """The sample itself, or its stand-in, and its shard."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        if self._broken[shard]:
-            draws = chance.uniform(0, "missing shard", np.array([index]), _ATTEMPTS)
-            for other in (draws[0] * len(self)).long().tolist():
-                shard = int(np.searchsorted(self._ends, other, side="right"))
-                if not self._broken[shard]:
-                    return other, shard
-            raise Unreadable(f"sample {index:,} of {self.name}", "too many shards are missing")
-        return index, shard
+    def _sample(self, index: int) -> int:
+        """Number of an image among all samples of the shards."""
+        return index + int(np.searchsorted(self._passed, index, side="right"))
+
+    def _shard(self, samples: np.ndarray | int) -> np.ndarray:
+        """The shards that hold samples."""
+        return np.searchsorted(self._ends, samples, side="right")
+
+    def _first(self, shard: int) -> int:
+        """Number of the first sample of a shard."""
+        return int(self._ends[shard] - self.table.samples[shard])
 
     def _path(self, shard: int) -> str:
         return os.path.join(self.folder, self.table.names[shard].decode())
@@ -197,7 +187,8 @@ class ShardSource(EncodedSource):
             return self._files[shard]
 
     def fingerprint(self) -> str:
-        return hashlib.sha256((self.folder / SHARDS).read_bytes()).hexdigest()[:16]
+        table = (self.folder / SHARDS).read_bytes()
+        return hashlib.sha256(table + self._out.tobytes()).hexdigest()[:16]
 
 
 class _File:
@@ -213,68 +204,3 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
-
-
-def index_shards(folder: Path) -> None:
-    """Index shards that came without: read the headers of every tar file and write both files.
-
-    Raises:
-        ValueError: if the folder cannot be written to, or a shard is broken.
-    """
-    names, samples, sizes = [], [], []
-    classes: set[int] = set()
-    aside = folder / f"{SAMPLES}.{os.getpid()}.tmp"
-    broken = []
-    try:
-        with open(aside, "wb") as index:
-            for path in sorted(folder.glob("*.tar")):
-                try:
-                    records = shard_records(path)
-                except (tarfile.TarError, OSError, ValueError) as error:
-                    broken.append(f"{path.name} ({error})")
-                    continue
-                index.write(records.tobytes())
-                classes |= set(np.unique(records["label"]).tolist())
-                names.append(path.name.encode())
-                samples.append(len(records))
-                sizes.append(path.stat().st_size)
-    except OSError as error:
-        raise ValueError(f"{folder} must be writable once, for the index of its shards: {error}") from error
-    if broken:
-        aside.unlink()
-        raise ValueError(
-            f"{len(broken)} of {len(broken) + len(names)} shards cannot be indexed: {'; '.join(broken[:3])}; "
-            "restore them or move them away"
-        )
-    aside.replace(folder / SAMPLES)
-    labels = [str(c) for c in range(max(classes) + 1)] if classes and min(classes) >= 0 else []
-    table = ShardTable(np.array(names), np.array(samples), np.array(sizes), tuple(labels))
-    table.write(folder, ["-"] * len(names))
-
-
-def shard_records(path: Path) -> np.ndarray:
-    """The index records of one tar file, in the order of its samples.
-
-    Raises:
-        tarfile.TarError: if it is no tar file or is cut short.
-    """
-    images: dict[str, list[int]] = {}
-    labels: dict[str, int] = {}
-    end = 0
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            end = member.offset_data + member.size
-            if not member.isfile():
-                continue
-            folder, _, last = member.name.rpartition("/")
-            stem, _, kind = last.partition(".")
-            key = f"{folder}/{stem}"
-            if f".{kind.lower()}".endswith(EXTENSIONS) and key not in images:
-                images[key] = [member.offset_data // BLOCK, member.size]
-            elif kind == "cls":
-                content = tar.extractfile(member)
-                assert content is not None
-                labels[key] = int(content.read())
-    if end > path.stat().st_size:
-        raise tarfile.ReadError("it is cut short")
-    return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], RECORD)

@@ -57,7 +57,7 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A digest by which a resumed run recognises its images: of arrays all pixels, of folders
-        the names and sizes of all files."""
+        the names and sizes of all files; and of the groups, where there are any."""
 
 
 class ArraySource(Source):
@@ -68,10 +68,10 @@ class ArraySource(Source):
         labels: (N,) class of each image, -1 where it is not known, or None.
         name: what to call it.
         classes: names of the classes; numbers when not given.
-        groups: (N,) group of each image, or None.
+        groups: (N,) group of each image, -1 for one that belongs to none, or None.
 
     Raises:
-        ValueError: if the array is not of that form or the labels are not one per image.
+        ValueError: if the array is not of that form or labels or groups are not one per image.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class ArraySource(Source):
             )
         if groups is not None and tuple(groups.shape) != (len(pixels),):
             raise ValueError(
-                f"groups must be one number per image, got an array of shape {tuple(groups.shape)} "
-                f"for {len(pixels)} images"
+                "groups must be one number from 0 per image, or -1 for none, got an array of shape "
+                f"{tuple(groups.shape)} for {len(pixels)} images"
             )
         self.pixels = pixels
-        self.groups = None if groups is None else groups.long()
+        self.groups = None if groups is None else _each_its_own(groups.long())
         self.name = name
         self.channels, self.dtype = pixels.shape[1], pixels.dtype
         self.labels = None if labels is None else labels.long()
@@ -122,6 +122,8 @@ class ArraySource(Source):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
         digest.update(np.ascontiguousarray(self.pixels.numpy()).data)
+        if self.groups is not None:
+            digest.update(self.groups.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -157,6 +159,36 @@ class DatasetSource(Source):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.dataset!r}{len(self)}".encode()).hexdigest()[:16]
+
+
+def _each_its_own(groups: Tensor) -> Tensor:
+    """The groups, with a number of its own for each image that belongs to none.
+
+    Raises:
+        ValueError: if a number is below -1.
+    """
+    if (groups < -1).any():
+        raise ValueError(f"groups must be numbers from 0, or -1 for none, got {int(groups.min())}")
+    alone = groups == -1
+    if not alone.any():
+        return groups
+    return groups.masked_scatter(alone, groups.max() + 1 + torch.arange(int(alone.sum())))
+
+
+def renumbered(
+    labels: Int[Tensor, " N"], names: Sequence[str], classes: Sequence[str], source: str
+) -> Int[Tensor, " N"]:
+    """Numbers among `names` as numbers among `classes`; -1 stays.
+
+    Raises:
+        ValueError: if an image of the source is of none of these classes.
+    """
+    used = {names[label] for label in labels.unique().tolist() if label >= 0}
+    if unknown := sorted(used - set(classes)):
+        raise ValueError(f"{source}/{unknown[0]} is a class that the training images do not have")
+    number = {name: i for i, name in enumerate(classes)}
+    numbers = torch.tensor([*(number.get(name, -1) for name in names), -1])
+    return numbers[labels]  # the last one is that of -1
 
 
 def channels_first(images: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one error of images that cannot be read."""
+"""The errors of images that cannot be read."""
 
 
 class Unreadable(RuntimeError):
@@ -7,3 +7,7 @@ class Unreadable(RuntimeError):
     def __init__(self, name: str, reason: str):
         super().__init__(f"cannot decode {name}: {reason}")
         self.name, self.reason = name, reason
+
+
+class Lost(Unreadable):
+    """An image whose shard is not there: `Source.notes` tell of all of them, so none is named later on."""
