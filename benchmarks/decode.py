@@ -6,6 +6,7 @@ Prints images per second of both, their ratio, and how the two distributions of 
 """
 
 import argparse
+import contextlib
 import io
 import json
 import random
@@ -64,6 +65,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(500, 375))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder), arguments.images, tuple(arguments.size))
         files = sorted(Path(folder).iterdir())

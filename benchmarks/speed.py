@@ -9,6 +9,7 @@ is written only if both sides gave the same values, within the bound that the ro
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import statistics
@@ -141,13 +142,16 @@ def aug224(rounds: int) -> Measured:
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(1) as pool:
+            spare: list[Tensor] = []
 
-            def crops() -> Tensor:
+            def crops() -> list[Tensor]:
                 work = Crops(
                     source, loader.views, index, parameters, known={}, pool=pool, workers=1,
-                    replacement=lambda index, _: index, device=torch.device("cpu"),
+                    replacement=lambda index, _: index, device=torch.device("cpu"), spare=spare,
                 )  # fmt: skip
-                return torch.stack(work.moved())
+                made = work.moved()
+                work.release()
+                return made
 
             apart = 0.0
             for row, place in enumerate(index[:8]):
@@ -156,7 +160,7 @@ def aug224(rounds: int) -> Measured:
                 box = loader.views.boxes(parameters[0], heights, widths)[row].tolist()
                 usual = pixels.pil_to_tensor(pil.resized_crop(image, *box, [224, 224]))
                 usual = usual.flip(-1) if parameters[0].flip[row] else usual
-                apart = max(apart, (crops()[0, row].int() - usual.int()).abs().max().item())
+                apart = max(apart, (crops()[0][row].int() - usual.int()).abs().max().item())
             assert apart <= 2, f"{apart} grey levels from PIL"
 
             def usually() -> None:
@@ -355,6 +359,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=0)
     call = parser.parse_args()
     torch.set_num_threads(1)
+    with contextlib.suppress(ImportError):
+        import cv2
+
+        cv2.setNumThreads(1)
     bench, rounds = TABLES[call.table]
     row = bench(call.rounds or rounds).row()
     ROWS.mkdir(parents=True, exist_ok=True)

@@ -385,6 +385,11 @@ def test_a_subset_is_keyed_and_kept(data, tmp_path):
     assert Path(kept).read_bytes() == Path(again).read_bytes()
     small = open_data(kept)
     assert small.test is not None
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "grouped.npz", **arrays, groups=np.arange(len(arrays["images"])) // 5)
+    grouped = open_data(subset(str(tmp_path / "grouped.npz"), tmp_path / "g", images=30, test_images=10))
+    assert grouped.train.groups is not None
+    assert len(grouped.train.groups.unique()) > 1
     assert (len(small.train), len(small.test)) == (30, 10)
     whole = open_data(data).train
     assert {small.train.read(i).numpy().tobytes() for i in range(30)} <= {

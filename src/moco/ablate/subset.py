@@ -48,6 +48,8 @@ def subset(data: str, out: Path, *, images: int | None, test_images: int | None,
         arrays[f"{prefix}images"] = np.moveaxis(source.pixels[drawn].numpy(), 1, -1)
         if source.labels is not None:
             arrays[f"{prefix}labels"] = source.labels[drawn].numpy()
+        if source.groups is not None:
+            arrays[f"{prefix}groups"] = source.groups[drawn].numpy()
     path = out / "images.npz"
     if path.exists():
         with np.load(path) as kept:

@@ -60,6 +60,7 @@ def crop_batches(
             yield views.normalise(crops), labels[places].to(device)
         return
     known: dict[int, Unreadable] = {}
+    spare: list[Tensor] = []
 
     def refuse(index: int, _: int) -> int:
         raise known[index]
@@ -68,7 +69,7 @@ def crop_batches(
         index = indices[places].numpy()
         return Crops(
             source, views, index, [views.draw(seed, epoch, index, _VIEW)], replacement=refuse,
-            known=known, pool=pool, workers=workers, device=device,
+            known=known, pool=pool, workers=workers, device=device, spare=spare,
         )  # fmt: skip
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")

@@ -11,7 +11,7 @@ import torch
 from moco.data.encoded import EncodedSource, read_file
 from moco.data.form import Form
 from moco.data.reading import Reading
-from moco.data.source import renumbered
+from moco.data.source import each_its_own, renumbered
 
 _SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
@@ -64,7 +64,8 @@ class HuggingFaceSource(EncodedSource):
                 break
         if "group" in dataset.features:
             values = np.asarray(dataset["group"][:])[rows]
-            self.groups = torch.from_numpy(np.unique(values, return_inverse=True)[1])
+            numbers = np.unique(values, return_inverse=True)[1]
+            self.groups = each_its_own(torch.from_numpy(np.where(values == -1, -1, numbers)))
         self.take_form(form or self.sniff_form())
 
     def __len__(self) -> int:

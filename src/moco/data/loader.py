@@ -88,6 +88,7 @@ class Loader:
         self._orders_device = self.device if world.size == 1 else torch.device("cpu")
         self._pixels = source.pixels.to(self.device) if isinstance(source, ArraySource) else None
         self._groups = None if source.groups is None else source.groups.to(self.device)
+        self._spare: list[Tensor] = []
         self.unreadable: dict[int, Unreadable] = {}  # met so far; they are not tried again
 
     def index(self, step: int) -> np.ndarray:
@@ -142,7 +143,7 @@ class Loader:
         index, parameters = self._plan(step)
         return Crops(
             self.source, self.views, index, parameters, replacement=functools.partial(self.replacement, step),
-            known=self.unreadable, pool=pool, workers=self.workers, device=self.device,
+            known=self.unreadable, pool=pool, workers=self.workers, device=self.device, spare=self._spare,
         )  # fmt: skip
 
     def replacement(self, step: int, index: int, attempt: int) -> int:

@@ -103,7 +103,7 @@ class ArraySource(Source):
                 f"{tuple(groups.shape)} for {len(pixels)} images"
             )
         self.pixels = pixels
-        self.groups = None if groups is None else _each_its_own(groups.long())
+        self.groups = None if groups is None else each_its_own(groups.long())
         self.name = name
         self.channels, self.dtype = pixels.shape[1], pixels.dtype
         self.labels = None if labels is None else labels.long()
@@ -161,7 +161,7 @@ class DatasetSource(Source):
         return hashlib.sha256(f"{self.dataset!r}{len(self)}".encode()).hexdigest()[:16]
 
 
-def _each_its_own(groups: Tensor) -> Tensor:
+def each_its_own(groups: Tensor) -> Tensor:
     """The groups, with a number of its own for each image that belongs to none.
 
     Raises:
