@@ -177,6 +177,18 @@ def test_images_share_the_room_and_large_ones_take_turns():
         pass
 
 
+def test_the_system_gets_the_memory_of_large_images_back_at_once(monkeypatch):
+    trimmed = []
+    monkeypatch.setattr("moco.data.memory._trim", lambda: trimmed.append(True))
+    room = Room()
+    with room.take(1 << 20, 1 << 30):
+        pass
+    assert not trimmed
+    with room.take(1 << 26, 1 << 30):
+        assert not trimmed
+    assert trimmed == [True]
+
+
 def test_sources_hold_room_while_they_decode(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(encoded("RGB", "PNG", (100, 100)))
     source = FolderSource(tmp_path, reading=Reading(max_memory=80_000))

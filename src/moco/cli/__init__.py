@@ -8,6 +8,7 @@ was begun, 75 saved and left because a signal asked for it (the same command goe
 
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -62,13 +63,27 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once: large tensors in huge pages
     try:
         code = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what is left of it
-        code = 141
+    except BrokenPipeError as error:
+        if not _nobody_reads():
+            code = _fail(error)
+        else:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 141
     sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # a notebook's, or a test's
+        return False
 
 
 def _run(words: list[str]) -> int:
@@ -87,15 +102,18 @@ def _run(words: list[str]) -> int:
     except (ValueError, FileNotFoundError, FileExistsError, MemoryError, ModuleNotFoundError) as error:
         return _refuse(str(error))
     except (FloatingPointError, ConnectionError, TimeoutError, Unreadable) as error:
-        print(f"moco: the run failed: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
     except Exception as error:
         traceback.print_exc()
-        print(f"moco: the run failed: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
     except KeyboardInterrupt:
         print("moco: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _fail(error: Exception) -> int:
+    print(f"moco: the run failed: {error}", file=sys.stderr)
+    return 1
 
 
 def _help() -> str:

@@ -1,5 +1,6 @@
 """How much memory decoding an image takes, known from its header, and room for it among threads."""
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import NamedTuple
 from moco.data.form import Form
 from moco.data.header import Header
 
+_LARGE = 1 << 25  # bytes whose memory the system gets back at once
 _STORED = 4  # bytes
 _WEBP = 12  # two canvases, and a frame on its way to Pillow
 
@@ -98,9 +100,17 @@ class Room:
         try:
             yield
         finally:
+            if amount >= _LARGE:
+                _trim()
             with self._condition:
                 self._taken -= amount
                 self._condition.notify_all()
+
+
+def _trim() -> None:
+    """Give free memory back to the system; glibc keeps it in an arena for each thread otherwise."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 ROOM = Room()
