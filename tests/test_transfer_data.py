@@ -151,6 +151,15 @@ def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
         coco.coco(tmp_path, "train")
 
 
+def test_joints_that_the_metric_does_not_know_are_refused_at_once(tmp_path):
+    path = write_coco(tmp_path, {"train": 2}, "keypoints") / "annotations/person_keypoints_train.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["keypoints"] = content["categories"][0]["keypoints"][:5]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="has 5 keypoints for each object"):
+        coco.read(path, tmp_path / "train", keypoints=True)
+
+
 def test_files_of_another_kind_are_refused(tmp_path):
     path = write_coco(tmp_path, {"train": 2}) / "annotations/instances_train.json"
     with pytest.raises(ValueError, match=r"must have one class with keypoints, it has 0"):

@@ -1,7 +1,9 @@
 """Metrics against slow references and the field's own evaluators."""
 
 import contextlib
+import dataclasses
 import io
+import json
 
 import numpy as np
 import pytest
@@ -195,6 +197,20 @@ def test_coco_equals_pycocotools_on_random_detections(coco_sets, kind):
         [ours["AP"], ours["AP50"], ours["AP75"]], reference(examples, rows, kind), atol=1e-6
     )
     assert 5 < ours["AP50"] < 95
+
+
+def test_annotations_may_be_numbered_from_zero(coco_sets, tmp_path):
+    examples = coco_sets["instances"]
+    rows = []
+    for example in examples.examples:
+        rows += coco_metrics.rows(examples, example, perfect(example), "bbox")
+    content = json.loads(examples.source.read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = number
+    (tmp_path / "from0.json").write_text(json.dumps(content))
+    renumbered = dataclasses.replace(examples, source=tmp_path / "from0.json")
+    found, expected = (coco_metrics.evaluate(e, rows, "bbox")["AP"] for e in (renumbered, examples))
+    assert found == expected
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])

@@ -55,13 +55,14 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
 
 def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dict[str, Any]:
     values, model = run.values, run.model
-    device = next(model.parameters()).device
     descent, start, sums = optimizer(values, model), 0, {}
-    if (found := run.checkpoints.load(device)) is not None:
+    found = run.world.first(lambda: run.checkpoints.load("cpu"))  # others may have other disks
+    if found is not None:
         start, state = found
         model.load_state_dict(state["model"])
         descent.load_state_dict(state["optimizer"])
-        sums = state["sums"]
+        device = next(model.parameters()).device
+        sums = {kind: value.to(device) for kind, value in state["sums"].items()}
         _say(run, f"resuming after step {start:,} of {values.iterations:,}")
     journal = Journal(folder if run.world.rank == 0 else None, start)
     last = dict(journal.rows[-1]) if journal.rows else {}

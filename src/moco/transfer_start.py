@@ -65,6 +65,11 @@ def _backbone(where: str) -> Path:
 
 
 def _trunk(about: dict[str, Any], values: Trunk) -> Trunk:
+    if "stem_padding" in about:
+        raise ValueError(
+            f"its first convolution pads by {about['stem_padding']}, which is of use for small images only; "
+            "moco transfer takes backbones with this package's stems"
+        )
     return Trunk(arch=about["arch"], width=about["width"], stem=about["stem"], norm=values.norm)
 
 

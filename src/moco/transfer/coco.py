@@ -8,6 +8,7 @@ import torch
 
 from moco.transfer.example import Example, Examples, Objects, as_boxes, no_objects, require_files
 
+_JOINTS = 17
 SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 
 
@@ -38,6 +39,11 @@ def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False
             raise ValueError(f"{annotations} must have one class with keypoints, it has {len(categories)}")
     labels = {category["id"]: number for number, category in enumerate(categories)}
     joints = len(categories[0]["keypoints"]) if keypoints else 0
+    if joints not in (0, _JOINTS):
+        raise ValueError(
+            f"{annotations} has {joints} keypoints for each object; the metric's tolerances are those of "
+            f"COCO's {_JOINTS}"
+        )
     by_image: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
     for annotation in content.get("annotations", []):
         _check(annotation, by_image, labels, joints, annotations)

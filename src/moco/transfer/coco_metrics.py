@@ -86,7 +86,8 @@ def _content(examples: Examples, *, keypoints: bool) -> dict[str, Any]:
     ids = {example.image_id for example in examples.examples}
     content["images"] = [image for image in content["images"] if image["id"] in ids]
     content["annotations"] = [a for a in content.get("annotations", []) if a["image_id"] in ids]
-    for annotation in content["annotations"]:
+    for number, annotation in enumerate(content["annotations"], 1):
+        annotation["id"] = number  # the evaluator takes 0 for "not found"
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
         if keypoints and not annotation.get("keypoints"):
