@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -154,6 +155,24 @@ def test_detectron2_files_hold_every_tensor_and_the_papers_settings(tmp_path):
     for line in "DEPTH: 18", "FREEZE_AT: 0", "STRIDE_IN_1X1: false", "PIXEL_MEAN: [127.5, 102.0, 76.5]":
         assert line in settings
     assert done.difference is None or done.difference < 1e-5
+
+
+def test_deep_images_are_prepared_there_as_the_run_did(tmp_path):
+    facts = about("resnet18", width=8) | {"range": (100, 4195)}
+    mean, std = np.array(facts["mean"]), np.array(facts["std"])
+    pixel = np.array([100, 2000, 4195])
+    expected = ((pixel - 100) / 4095 - mean) / std
+    pytest.importorskip("transformers")
+    export_backbone(network(facts), facts, TARGETS["huggingface"], tmp_path / "hf")
+    told = json.loads((tmp_path / "hf" / "preprocessor_config.json").read_text())
+    fed = (pixel * told["rescale_factor"] - told["image_mean"]) / told["image_std"]
+    np.testing.assert_allclose(fed, expected, rtol=1e-9)
+    facts = about("resnet18") | {"range": (100, 4195)}
+    export_backbone(network(facts), facts, TARGETS["detectron2"], tmp_path / "d2")
+    text = (tmp_path / "d2" / "moco.yaml").read_text()
+    lines = dict(line.strip().split(": ", 1) for line in text.splitlines() if "PIXEL_" in line)
+    fed = (pixel - np.array(json.loads(lines["PIXEL_MEAN"]))) / json.loads(lines["PIXEL_STD"])
+    np.testing.assert_allclose(fed, expected, atol=1e-4)
 
 
 def test_huggingface_names_are_all_different():

@@ -115,7 +115,9 @@ class Detectron2(Target):
             "moco": json.dumps(about | {"preparation": preparation(about)}),
         }
         torch.save(content, folder / "moco.pth")
-        mean, std = ([round(255 * value, 4) for value in about[name]] for name in ("mean", "std"))
+        low, high = about.get("range") or (0, 255)
+        mean = [round(low + (high - low) * value, 4) for value in about["mean"]]
+        std = [round((high - low) * value, 4) for value in about["std"]]
         (folder / "moco.yaml").write_text(
             f"INPUT:\n  FORMAT: RGB\n"
             f"MODEL:\n  WEIGHTS: {json.dumps(str((folder / 'moco.pth').resolve()))}\n"

@@ -208,7 +208,7 @@ class HuggingFace(Target):
             "downsample_in_bottleneck": False,
             "moco": about,
         }
-        prepare = preparation(about)
+        prepare, (low, high) = preparation(about), about.get("range") or (0, 255)
         processor = {
             "image_processor_type": "BitImageProcessor",
             "do_convert_rgb": about["channels"] == 3,
@@ -218,9 +218,9 @@ class HuggingFace(Target):
             "do_center_crop": True,
             "crop_size": {"height": prepare["centre_crop"], "width": prepare["centre_crop"]},
             "do_rescale": True,
-            "rescale_factor": 1 / 255,
+            "rescale_factor": 1 / (high - low),
             "do_normalize": True,
-            "image_mean": prepare["mean"],
+            "image_mean": [value + low / (high - low) for value in prepare["mean"]],
             "image_std": prepare["std"],
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1))
