@@ -18,7 +18,7 @@ from PIL import Image
 import moco
 from moco import recipe_file
 from moco.recipe import Encoder, InfoNCE, MomentumQueue, Monitor
-from moco.run_folder import locked
+from moco.run_folder import locked, read_run
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
 from tiny import tiny_data, tiny_recipe, tiny_run
@@ -256,6 +256,21 @@ def test_changed_images_are_noticed(tmp_path):
     save_arrays(tmp_path, images=110)
     with pytest.raises(ValueError, match="are not those the run in"):
         moco.resume(tmp_path / "run")
+
+
+def test_a_run_whose_images_moved_goes_on_where_they_are(finished, tmp_path):
+    out, _ = finished
+    data = save_arrays(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        moco.pretrain(tiny_recipe(), data=data, out=tmp_path / "run", observers=[StopAfter(5)])
+    moved = Path(data).rename(tmp_path / "moved.npz")
+    with pytest.raises(FileNotFoundError):
+        moco.resume(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="with --data if its images were moved"):
+        moco.pretrain(tiny_recipe(), data=str(moved), out=tmp_path / "run")
+    moco.resume(tmp_path / "run", data=str(moved))
+    assert_same_runs(out, tmp_path / "run")
+    assert read_run(tmp_path / "run")[1]["data"] == str(moved)
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):

@@ -23,8 +23,10 @@ from moco.data.shard_table import RECORD, SAMPLES, SHARDS, ShardTable
 from moco.data.shards import ShardSource
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
+from moco.export.backbone import backbone_bytes
 from moco.images import Data, portions
 from moco.recipe import MomentumQueue
+from moco.starts import open_setting
 from moco.world import Solo
 from test_run import StopAfter, assert_same_runs
 from test_world import Share
@@ -231,6 +233,21 @@ def test_samples_of_missing_and_short_shards_have_neither_pixels_nor_a_class(dam
     assert sorted(i for part in found for i in part.indices.tolist()) == kept
     counts = report(source)["classes"]
     assert counts == {name: int((source.labels == i).sum()) for i, name in enumerate("abc")}
+
+
+def test_measurements_with_labels_leave_lost_samples_out(damaged, tmp_path, monkeypatch):
+    source = ShardSource(damaged, reading=Reading(budget=0.5))
+    assert source.lost.nonzero().flatten().tolist() == [*range(40, 60)]
+    monkeypatch.setattr("moco.starts.open_like", lambda *_: Data(source, None))
+    net = moco.trunk("resnet10", width=8, stem="small")[0]
+    about = {"arch": "resnet10", "width": 8, "stem": "small", "channels": 3, "size": 16}
+    weights = tmp_path / "backbone.safetensors"
+    weights.write_bytes(backbone_bytes(net, about | {"mean": [0.5] * 3, "std": [0.2] * 3}))
+    found = open_setting(weights, "shards")
+    assert len(found.train.labels) + len(found.test.labels) == 110
+    source.labels[0] = -1
+    with pytest.raises(ValueError, match=r"1 of the 130 images of .* have no label"):
+        open_setting(weights, "shards")
 
 
 @pytest.mark.parametrize("window", [None, 2])

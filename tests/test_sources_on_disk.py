@@ -173,6 +173,36 @@ def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
     assert (len(test), test.classes) == (2, train.classes)
 
 
+def test_tables_test_on_validation_rows_only_where_there_are_no_others(folder, tmp_path):
+    files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
+    for words, count in (("train", "val", "test"), 1), (("train", "val", "val"), 2):
+        lines = [f"{path},{words[min(i, 2)]}" for i, path in enumerate(files[:3])]
+        (tmp_path / "s.csv").write_text("path,split\n" + "\n".join(lines) + "\n")
+        assert len(open_source(str(tmp_path / "s.csv"), "test")) == count
+
+
+def test_rows_of_no_group_belong_to_none(folder, tmp_path):
+    files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
+    lines = [f"{path},{'-1' if i < 4 else 'a'}" for i, path in enumerate(files[:6])]
+    (tmp_path / "g.csv").write_text("path,group\n" + "\n".join(lines) + "\n")
+    groups = open_source(str(tmp_path / "g.csv")).groups
+    assert len(groups[:4].unique()) == 4
+    assert groups[4] == groups[5]
+    assert groups[4] not in groups[:4]
+
+
+def test_a_list_of_training_files_leaves_test_files_of_the_same_name(folder):
+    name = str(sorted((folder / "train").rglob("*.png"))[0].relative_to(folder / "train"))
+    (folder / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "test" / name).write_bytes((folder / "train" / name).read_bytes())
+    whole = [len(open_source(str(folder), split)) for split in ("train", "test")]
+    listed = frozenset([name])
+    assert len(open_source(str(folder), "train", quarantine=listed)) == whole[0] - 1
+    assert len(open_source(str(folder), "test", quarantine=listed)) == whole[1]
+    listed = frozenset([f"test/{name}"])
+    assert len(open_source(str(folder), "test", quarantine=listed)) == whole[1] - 1
+
+
 def test_a_list_of_paths(folder, tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("\n".join(str(p) for p in sorted((folder / "train").rglob("*.png"))) + "\n\n")

@@ -212,7 +212,9 @@ def test_images_that_vanish_end_the_run_in_a_sentence(tmp_path):
     source = FolderSource(photographs(tmp_path / "x", 20, broken=()))
     for path in (tmp_path / "x").iterdir():
         path.unlink()
-    with pytest.raises(RuntimeError, match=r"11 images drawn in a row cannot be read, .*No such file"):
+    with pytest.raises(
+        RuntimeError, match=rf"{ATTEMPTS + 1} images drawn in a row cannot be read, .*No such file"
+    ):
         Loader(source, views(), 10).batch(0)
 
 

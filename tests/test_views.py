@@ -1,6 +1,7 @@
 """Views against torchvision: the same pixels from the same parameters, the same distributions."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -94,12 +95,26 @@ def test_images_changed_one_at_a_time_are_those_changed_together(
     p = views.draw(3, 1, np.arange(32), 0)
     together = views.photometry(x.clone(), p)
     monkeypatch.setattr(colour, "_LARGE", 1)
-    monkeypatch.setattr(colour, "OPENCV", opencv)
+    monkeypatch.setattr(colour, "opencv", (lambda: "some") if opencv else (lambda: None))
     assert colour.alone(x)
     assert colour.by_opencv(x) == (opencv and channels == 3)
     one_by_one = views.photometry(x.clone(), p)
     torch.testing.assert_close(one_by_one, together, atol=3e-5, rtol=0)
     assert one_by_one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_an_opencv_that_cannot_be_imported_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as where a library of the system is missing
+    monkeypatch.setattr(colour, "opencv", colour.opencv.__wrapped__)
+    assert colour.opencv() is None
+    assert not colour.by_opencv(torch.zeros(1, 3, 224, 224))
+
+
+def test_opencv_changes_large_rgb_images_on_cpus_only(monkeypatch):
+    monkeypatch.setattr(colour, "opencv", lambda: "5.0")
+    assert colour.opencv_for("cpu", 3, 3 * 224**2) == "5.0"
+    for other in ("cuda", 3, 3 * 224**2), ("cpu", 4, 4 * 224**2), ("cpu", 3, 3 * 32**2):
+        assert colour.opencv_for(*other) is None
 
 
 @pytest.mark.parametrize("operation", colour.OPERATIONS)

@@ -11,14 +11,14 @@ import torch
 
 from moco import processes, recipe_file
 from moco.build import build, resolve
+from moco.data.colour import opencv_for
 from moco.data.loader import Loader
-from moco.data.open import locate, open_source
-from moco.data.quarantine import read_quarantine
+from moco.data.open import locate
 from moco.data.reading import Reading
 from moco.data.views import Views
 from moco.evaluate.knn import knn
 from moco.finish import Result, baselines, finish
-from moco.images import Data, labelled
+from moco.images import Data, labelled, open_data, open_like
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
@@ -31,6 +31,7 @@ from moco.run_folder import (
     locked,
     provenance,
     read_run,
+    write_recipe,
 )
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
@@ -90,6 +91,7 @@ def pretrain(
 def resume(
     out: str | Path,
     *,
+    data: str | None = None,
     device: str = "auto",
     workers: int = 2,
     observers: Sequence[Observer] = (),
@@ -98,7 +100,8 @@ def resume(
     """Go on with the run in a folder, from its newest whole checkpoint.
 
     The end is that of an undisturbed run, to the bit, on CPUs with the same processes, threads and
-    torch; on another number of processes, up to rounding. Arguments are those of `pretrain`.
+    torch; on another number of processes, up to rounding. Arguments are those of `pretrain`; data, where
+    the images are now, if they were moved.
 
     Raises:
         FileNotFoundError: if the folder holds no run or the images are gone.
@@ -107,7 +110,7 @@ def resume(
     out = Path(out)
     with processes.joined(time_limit=time_limit) as world:
         values, run = world.first(lambda: read_run(out))
-        spec = run["data"], run["quarantine"]
+        spec = run["data"] if data is None else locate(data), run["quarantine"]
         images = _open_once(spec, values.reading, world)
         return _run(values, spec, images, out, choose_device(device, world), workers, observers, world)
 
@@ -126,7 +129,10 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
         raise ValueError(f"there is no device {name!r} here; there is {have}")
     device = torch.device(name)
     if device.type == "cuda" and world is not None and world.size > 1:
-        if (own := processes.local_rank()) >= torch.cuda.device_count():
+        own = processes.local_rank()
+        if torch.cuda.device_count() == 1 and processes.bound_to_a_gpu():
+            own = 0
+        if own >= torch.cuda.device_count():
             raise ValueError(
                 f"each process must have a GPU of its own, got process {own} of this machine (from 0) and "
                 f"{torch.cuda.device_count()} GPUs; start fewer, or use --device cpu"
@@ -134,14 +140,6 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)
     return device
-
-
-def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -> Data:
-    """The training and, where there are any, test images of a specification, less a quarantine list."""
-    listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
-    train_images = open_source(spec, "train", reading=reading, quarantine=listed)
-    assert train_images is not None
-    return Data(train_images, open_source(spec, "test", reading=reading, quarantine=listed))
 
 
 def measure_knn(
@@ -169,14 +167,15 @@ def measure_knn(
     weights = open_weights(out, where)
     values = weights.values
     spec, listed = chosen_images(weights.path, weights.run, data)
-    sets = labelled(values, open_data(spec, values.reading, listed), where)
+    images = open_like(spec, values.reading, listed, weights.about.get("pixels"))
+    sets = labelled(values, images, where)
     if sets is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
-    images = len(sets[0].labels)
-    k = min(values.monitor.k, images) if k is None else k
+    count = len(sets[0].labels)
+    k = min(values.monitor.k, count) if k is None else k
     temperature = values.monitor.temperature if temperature is None else temperature
-    if not 1 <= k <= images:
-        raise ValueError(f"k must be between 1 and the {images} images of the bank, got {k}")
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be between 1 and the {count} images of the bank, got {k}")
     measured = dict(knn(weights.encoder, *sets, k=k, temperature=temperature))
     if not weights.has_head:
         del measured["knn_output"]
@@ -205,7 +204,8 @@ def _refuse_another(out: Path, values: Recipe, spec: tuple[str, str]) -> None:
         other = difference(stored, values) or f"data {run['data']} {run['quarantine']}".rstrip()
         raise FileExistsError(
             f"{out} holds another run ({other}); "
-            f"choose another --out, or continue that run with moco pretrain --resume {out}"
+            f"choose another --out, or continue that run with moco pretrain --resume {out} (with --data if "
+            "its images were moved)"
         )
 
 
@@ -226,9 +226,11 @@ def _run(
         for observer in observers:
             observer.say(sentence)
 
+    channels = data.train.channels
     checkpoints = Checkpoints(
-        out / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size
-    )
+        out / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size,
+        opencv=opencv_for(device.type, channels, channels * values.views.size**2),
+    )  # fmt: skip
     run = build(values, data, world, device=device, checkpoints=checkpoints, workers=workers)
     run.observers = list(observers)
     if world.rank:
@@ -271,13 +273,14 @@ def _begin(
     held.enter_context(locked(out))
     (out / STOPPED).unlink(missing_ok=True)
     if (out / "recipe.toml").exists():
-        if read_run(out)[1]["fingerprint"] != fingerprint:
+        known = read_run(out)[1]
+        if known["fingerprint"] != fingerprint:
             raise ValueError(f"the images of {spec[0]} are not those the run in {out} was begun with")
+        if known["data"] != spec[0]:  # they were moved
+            write_recipe(out, values, known | {"data": spec[0]})
     else:
         about = provenance(*spec, data, fingerprint, device) | {"processes": world.size}
-        aside = out / "recipe.toml.tmp"
-        aside.write_text(recipe_file.text(values, about), encoding="utf-8")
-        aside.replace(out / "recipe.toml")
+        write_recipe(out, values, about)
     classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
     say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
     for note in data.train.notes:

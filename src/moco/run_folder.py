@@ -39,6 +39,13 @@ def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
     return recipe_file.read(out / "recipe.toml")
 
 
+def write_recipe(out: Path, values: Recipe, run: dict[str, Any]) -> None:
+    """Write a run's recipe, and what it knows of data and machine; the file is whole or not there."""
+    aside = out / "recipe.toml.tmp"
+    aside.write_text(recipe_file.text(values, run), encoding="utf-8")
+    aside.replace(out / "recipe.toml")
+
+
 def chosen_images(out: Path, run: dict[str, Any], data: str | None) -> tuple[str, str]:
     """Which images are meant, and the list of those to leave out: a run's list goes with its own images only.
 
@@ -101,6 +108,7 @@ def provenance(
         "fingerprint": fingerprint,
         "images": len(data.train),
         "channels": data.train.channels,
+        "pixels": str(data.train.dtype).removeprefix("torch."),
         **machine(device),
     }
 

@@ -51,6 +51,8 @@ class Resume:
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
+    data: str | None = None
+    """Where its images are now, if they were moved; others are refused."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
@@ -87,15 +89,19 @@ def run(words: list[str]) -> int:
         prog=f"moco pretrain [{' | '.join(RECIPES)} | --from TOML | --resume RUN]",
         config=FLAGS,
     )
+    from moco.data.open import locate
     from moco.launch import pretrain
 
+    quarantine = call.quarantine
+    if quarantine is not None and quarantine == embedded.get("quarantine"):
+        quarantine = quarantine if locate(call.data) == locate(embedded["data"]) else None  # of other images
     with _terminal() as terminal, contextlib.ExitStack() as records:
         observers = [records.enter_context(record) for record in _records(call)]
         result = pretrain(
             call.recipe,
             data=call.data,
             out=call.out,
-            quarantine=call.quarantine,
+            quarantine=quarantine,
             device=call.device,
             workers=call.workers,
             observers=[terminal, *observers],
@@ -112,6 +118,7 @@ def _resume(words: list[str]) -> int:
     with _terminal() as terminal:
         result = resume(
             call.run,
+            data=call.data,
             device=call.device,
             workers=call.workers,
             observers=[terminal],

@@ -8,7 +8,7 @@ On CPUs large images are changed one at a time, in place, so that all operations
 RGB ones by OpenCV where it is installed (`moco.data.opencv`).
 """
 
-import importlib.util
+import functools
 import math
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 LUMA = (0.2989, 0.587, 0.114)
 """Share of red, green and blue in grey (ITU-R BT.601)."""
-OPENCV = importlib.util.find_spec("cv2") is not None
 _LARGE = 1 << 15  # values of an image
 _BLOCK = 32  # output rows of a product
 
@@ -28,9 +27,29 @@ def alone(images: Tensor) -> bool:
     return images.device.type == "cpu" and images[0].numel() >= _LARGE
 
 
+@functools.cache
+def opencv() -> str | None:
+    """The version of OpenCV; None where it is not there, or lacks a library of the system."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    return cv2.__version__
+
+
+def opencv_for(kind: str, channels: int, values: int) -> str | None:
+    """The version of OpenCV that changes images of so many channels and values on a kind of device.
+
+    None where none does: it changes RGB images on CPUs that are better changed one at a time.
+    """
+    return opencv() if kind == "cpu" and channels == 3 and values >= _LARGE else None
+
+
 def by_opencv(images: Tensor) -> bool:
     """Whether OpenCV changes these images; it wants them channels last."""
-    return OPENCV and images.ndim == 4 and images.shape[1] == 3 and alone(images)
+    return images.ndim == 4 and (
+        opencv_for(images.device.type, images.shape[1], images[0].numel()) is not None
+    )
 
 
 def jitter(

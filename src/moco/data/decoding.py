@@ -15,7 +15,7 @@ from moco.data.source import Source
 from moco.data.unreadable import Lost, Unreadable
 from moco.data.views import Views
 
-ATTEMPTS = 10  # images drawn in place of one that cannot be read, before the run gives up
+ATTEMPTS = 64  # images drawn in place of one that cannot be read, before the run gives up
 _AHEAD = 2  # batches decoded before they are asked for
 _HELD = 1 << 24  # bytes of files that a thread has open at a time, and one more
 

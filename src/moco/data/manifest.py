@@ -12,6 +12,7 @@ from torch import Tensor
 from moco.data.encoded import ListSource
 from moco.data.form import Form
 from moco.data.reading import Reading
+from moco.data.source import each_its_own
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 _COLUMNS = ("path", "label", "group", "split")
@@ -50,8 +51,11 @@ def open_manifest(
         raise ValueError(f"{path} must be UTF-8, but {error}; save it as UTF-8") from None
     rows = np.arange(len(columns["path"]))
     if "split" in columns:
+        said = [str(value).lower() for value in columns["split"]]
         words = _SPLITS[split]
-        rows = rows[[str(value).lower() in words for value in columns["split"]]]
+        if split == "test":  # as of folders: validation images only where there are no others
+            words = words[:1] if words[0] in said else words[1:]
+        rows = rows[[value in words for value in said]]
     elif split == "test":
         return None
     rows = np.array([row for row in rows if columns["path"][row] not in quarantine], dtype=np.int64)
@@ -62,6 +66,9 @@ def open_manifest(
     chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
     labels, names = _numbered(chosen, "label", path, classes)
     groups, _ = _numbered(chosen, "group", path)
+    if groups is not None:
+        alone = torch.tensor([str(value) == "-1" for value in chosen["group"]])
+        groups = each_its_own(torch.where(alone, -1, groups))
     return ListSource(
         path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
         classes=names, groups=groups, reading=reading, form=form,

@@ -160,9 +160,9 @@ def _tars(folder: Path) -> tuple[str, ...]:
 
 
 def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
-    """A list as it applies to a folder below the one it was made for, besides its own names."""
+    """A list as it applies to a folder below the one it was made for; a run's own names are of train/."""
     inside = {name.removeprefix(folder + "/") for name in quarantine if name.startswith(folder + "/")}
-    return quarantine | inside
+    return frozenset(inside) | (quarantine if folder == "train" else frozenset())
 
 
 def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:

@@ -109,8 +109,9 @@ class ShardSource(EncodedSource):
     def _labels(self) -> Tensor:
         """The class of each sample, -1 where it has none."""
         labels = np.fromfile(self.folder / SAMPLES, RECORD)["label"].astype(np.int64)
-        labels[np.repeat(self._broken, self.table.samples)] = -1
-        labels = np.delete(labels, self._out)
+        lost = np.repeat(self._broken, self.table.samples)
+        labels[lost] = -1
+        labels, self.lost = np.delete(labels, self._out), torch.from_numpy(np.delete(lost, self._out))
         return renumbered(torch.from_numpy(labels), self.table.classes, self.classes, self.name)
 
     def _is_broken(self, shard: int) -> bool:

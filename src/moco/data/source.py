@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from moco.data.decode import from_pil
@@ -28,6 +28,7 @@ class Source(ABC):
             Images of one group are never each other's negatives.
         notes: sentences the user should read before a run.
         shards: how many images each file holds, in order, where files hold many; else None.
+        lost: (N,) bool, images whose file was missing from the start, which have no label; or None.
     """
 
     notes: tuple[str, ...] = ()
@@ -38,6 +39,7 @@ class Source(ABC):
     labels: Int[Tensor, " N"] | None
     classes: list[str]
     groups: Int[Tensor, " N"] | None = None
+    lost: Bool[Tensor, " N"] | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -5,9 +5,7 @@ code; `step-00001000.json` beside it holds its SHA-256. torch's own loader would
 flipped bit without complaint.
 """
 
-import contextlib
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -27,6 +25,7 @@ class Checkpoints:
         keep: how many of the newest to keep, at least 1.
         say: told, in a sentence, what is out of the ordinary; None writes to standard error.
         processes: how many train together.
+        opencv: the version that makes the views, if one does.
     """
 
     def __init__(
@@ -36,8 +35,10 @@ class Checkpoints:
         keep: int = 3,
         say: Callable[[str], None] | None = None,
         processes: int = 1,
+        opencv: str | None = None,
     ):
-        self.folder, self.keep, self.say, self.processes = folder, keep, say or _warn, processes
+        self.folder, self.keep, self.say = folder, keep, say or _warn
+        self.processes, self.opencv = processes, opencv
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state after `step` steps, then drop those that are too old.
@@ -104,7 +105,7 @@ class Checkpoints:
         threads = torch.get_num_threads()
         return {
             "torch": torch.__version__,
-            "opencv": _opencv(),
+            "opencv": self.opencv,
             "threads": threads,
             "processes": self.processes,
         }
@@ -128,14 +129,6 @@ class Checkpoints:
         if hashlib.sha256(content).hexdigest() != expected[1]:
             return "its checksum does not match its content"
         return None
-
-
-def _opencv() -> str | None:
-    """The version of OpenCV, which changes the colours of large RGB images where it is installed."""
-    for name in ("opencv-python-headless", "opencv-python", "opencv-contrib-python-headless"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
 
 
 def _warn(sentence: str) -> None:
