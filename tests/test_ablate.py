@@ -30,8 +30,7 @@ from moco.ablate.table import gather, interval, markdown
 from moco.cli import main
 from moco.cli.ablate import Ablate
 from moco.cli.show import FLAGS
-from moco.images import Data
-from moco.launch import open_data
+from moco.images import Data, open_data
 from moco.recipe import Cosine, Encoder, InfoNCE, MomentumQueue, Monitor
 from moco.report.studies import plot_study
 from moco.studies import BASES, STUDIES, Axis, Cell, Point, Published, Study

@@ -5,11 +5,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+import moco
+from moco import recipe_file
 from moco.cli import main
 from moco.console import Terminal
 from moco.recipes import RECIPES
+from moco.run_folder import read_run
 from test_run import save_arrays
 
 TINY = [
@@ -67,6 +71,39 @@ def test_a_reader_that_stops_listening_ends_the_command_quietly(words):
     os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 141  # 128 and SIGPIPE, as of any other command
+
+
+def test_a_recipe_s_quarantine_list_is_not_that_of_other_images(run, tmp_path):
+    out, data = run
+    values, about = read_run(out)
+    listed = str(tmp_path / "q.jsonl")
+    (tmp_path / "r.toml").write_text(recipe_file.text(values, about | {"quarantine": listed}))
+    arrays = np.load(data)
+    np.savez(tmp_path / "others.npz", images=arrays["images"])
+    words = ["--data", tmp_path / "others.npz", "--out", tmp_path / "out", "--json"]
+    call("pretrain", "--from", tmp_path / "r.toml", *words)
+    assert read_run(tmp_path / "out")[1]["quarantine"] == ""
+
+
+def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):
+    def fails(words):
+        raise BrokenPipeError(32, f"the tracker's connection is gone {words}")
+
+    monkeypatch.setattr("moco.cli.recipes.run", fails)
+    call("recipes", expect=1)
+    assert "the run failed: [Errno 32] the tracker's connection is gone" in capfd.readouterr().err
+
+
+def test_large_tensors_lie_in_huge_pages_unless_the_environment_says_otherwise():
+    code = "import os, sys\nfrom moco.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules\nprint(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    for asked, found in (None, "1"), ("0", "0"):
+        environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
+        environment |= {} if asked is None else {"THP_MEM_ALLOC_ENABLE": asked}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+        )
+        assert done.stdout.split()[-1] == found
 
 
 def test_knn_takes_the_runs_images_or_others(run, capsys, tmp_path):
@@ -161,6 +198,17 @@ def test_wrong_calls_end_with_2_and_one_sentence(run, tmp_path, capsys, words, m
     assert not shown.out
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+def test_a_terminal_that_is_only_an_observer_gives_the_screen_back(monkeypatch):
+    terminal = moco.console.Terminal()
+    monkeypatch.setattr(type(terminal.console), "is_terminal", True)
+    terminal.begin(0, 3, 4)
+    for done in 1, 2:
+        terminal.progress(done, {})
+    assert terminal.bar.live.is_started
+    terminal.progress(3, {})
+    assert not terminal.bar.live.is_started
 
 
 def test_a_second_trial_has_its_own_speed(capsys, monkeypatch):

@@ -94,6 +94,12 @@ def test_things_show_themselves_in_a_notebook(finished):  # noqa: F811
     )
 
 
+def test_knn_of_a_file_without_a_head_is_printed(finished, capsys):  # noqa: F811
+    out, data = finished
+    call("knn", out / "backbone.safetensors", "--data", data, "--k", 10)
+    assert capsys.readouterr().out.split()[-1] == "-"
+
+
 def test_knn_of_a_run_and_of_its_backbone_agree(finished):  # noqa: F811
     out, data = finished
     of_run = measure_knn(out, k=5)

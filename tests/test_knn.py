@@ -7,7 +7,7 @@ from moco.build import build_encoder, resolve
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
 from moco.evaluate.knn import _largest, accuracy, knn, knn_predict
-from moco.images import labelled
+from moco.images import labelled, portions
 from tiny import tiny_data, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -124,5 +124,11 @@ def test_without_test_images_every_fifth_is_a_query():
     assert held is not None
     bank, queries = held
     assert (len(bank.labels), len(queries.labels)) == (80, 20)
+    data.train.groups = torch.arange(100) // 7  # fifteen videos of seven frames
+    learnt, asked = portions(type(data)(data.train, None), 0)
+    assert sorted([*learnt.indices.tolist(), *asked.indices.tolist()]) == list(range(100))
+    assert data.train.groups[asked.indices].unique().tolist() == [4, 9, 14]
+    data.train.groups = torch.arange(100) // 50  # two
+    assert [len(part.labels) for part in portions(type(data)(data.train, None), 0)] == [50, 50]
     data.train.labels = None
     assert labelled(resolve(tiny_recipe(), data, CPU), data, CPU) is None

@@ -1,5 +1,6 @@
 """Recipes from images: what is seen, what follows from it, and that the result is a recipe that runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,8 @@ from moco.cli import main
 from moco.cli.plan import parse_budget
 from moco.data.open import open_source
 from moco.data.source import ArraySource
-from moco.plan import Look, Plan, _batch_and_dictionary, _length, _network_and_views, look_at, plan
+from moco.images import Data
+from moco.plan import Look, Plan, _batch_and_dictionary, _length, _measure, _network_and_views, look_at, plan
 from moco.recipes import get
 
 CPU = torch.device("cpu")
@@ -125,6 +127,17 @@ def test_few_images_have_a_speed_too(tmp_path):
     found = plan(str(tmp_path / "x.npy"), CPU, budget=300.0)
     assert found.speed > 0
     assert "2 steps per epoch of 70 images" in [a.reason for a in found.advice]
+
+
+def test_a_network_for_gpus_is_timed_too():
+    """Its recipe's learning rate ends at zero within the few steps of a timing."""
+    found = Plan("x", Look(4096, 3, 8, 8, 0.0), get("cpu"))
+    _network_and_views(found, torch.device("cuda"))
+    _batch_and_dictionary(found)
+    small = dataclasses.replace(found.recipe.encoder, arch="resnet10", width=8)
+    found.recipe = dataclasses.replace(found.recipe, encoder=small)
+    _measure(found, Data(ArraySource(noise(4096, size=8)), None), CPU, 1)
+    assert found.speed > 0
 
 
 def test_too_few_images_are_refused(tmp_path):

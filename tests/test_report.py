@@ -140,12 +140,12 @@ def test_the_command_is_the_recipe(name):
         base, batch=64, encoder=dataclasses.replace(base.encoder, bn_group=8), seed=7
     )
     values = dataclasses.replace(values, views=dataclasses.replace(values.views, scale=(0.3, 0.9)))
-    words = shlex.split(command(values, {"data": "a b/c"}, Path("runs/x y")))
+    words = shlex.split(command(values, {"data": "a b/c", "quarantine": "q 1"}, Path("runs/x y")))
     assert words[:3] == ["moco", "pretrain", name]
     default = Pretrain(recipe=base, data=tyro.MISSING, out=tyro.MISSING)
     call = tyro.cli(Pretrain, default=default, args=words[3:], config=FLAGS)
     assert call.recipe == values
-    assert (call.data, call.out) == ("a b/c", Path("runs/x y"))
+    assert (call.data, call.out, call.quarantine) == ("a b/c", Path("runs/x y"), Path("q 1"))
 
 
 def test_the_command_of_other_kinds_is_a_file():

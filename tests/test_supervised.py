@@ -72,6 +72,15 @@ def test_a_counterpart_of_other_images_is_refused_before_anything_is_measured(ow
     assert "holds another training (seed is 7 there, 0 here)" in capsys.readouterr().err
 
 
+def test_a_counterpart_of_images_that_changed_is_refused(own, tmp_path, capsys):
+    spec = few(tmp_path, 60)
+    supervised(open_setting(own, spec), own / "supervised", QUICK, say=quiet)
+    arrays = dict(np.load(spec))
+    np.savez(spec, **arrays | {"images": arrays["images"][::-1], "labels": arrays["labels"][::-1]})
+    call("verdict", own, "--data", spec, "--repeats", 2, expect=2)
+    assert "holds another training (its images have changed)" in capsys.readouterr().err
+
+
 def test_a_counterpart_of_other_epochs_is_finished_and_named_so(own, capsys):
     with pytest.raises(Killed):
         supervised(open_setting(own), own / "supervised", QUICK, say=kill_at("epoch 2"))

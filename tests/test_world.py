@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 import ranks
+from moco import processes
 from moco.data.loader import Loader
 from moco.data.views import Views
 from moco.processes import Processes, _first_host, joined
@@ -150,6 +151,25 @@ def test_shares_without_whole_groups_are_refused(batch, group, parts, size, mess
     with pytest.raises(ValueError, match=message):
         Share(0, size).share(batch, group, parts)
     assert Solo().share(batch, group, parts) == batch
+
+
+@pytest.mark.parametrize(
+    ("environment", "own"),
+    [
+        ({}, False),
+        ({"SLURM_GPUS_PER_TASK": "1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "h200:1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "2"}, False),
+        ({"SLURM_GPU_BIND": "single:1"}, True),
+        ({"SLURM_GPUS_PER_TASK": "1", "LOCAL_RANK": "1"}, False),  # torchrun's processes share the task's
+    ],
+)
+def test_slurm_may_show_each_process_its_own_gpu(environment, own, monkeypatch):
+    for name in "SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "LOCAL_RANK":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert processes.bound_to_a_gpu() == own
 
 
 def test_one_process_is_alone_and_communicates_nothing(monkeypatch):

@@ -100,15 +100,45 @@ def test_weights_of_a_file_of_deep_images_are_measured_as_a_run_s(tmp_path, caps
     assert json_of(capsys, *words, out, "--weights", file)["top1"] == whole
 
 
+def test_images_of_another_depth_are_refused_or_read_as_the_run_s(run, tmp_path, capsys):
+    deep = deep_images(tmp_path)
+    for words in (
+        ("linear", run, "--data", deep),
+        ("knn", run, "--data", deep),
+        ("embed", run, "--data", deep),
+    ):
+        call(*words, expect=2)
+        assert "has uint16 pixels, the weights were trained on uint8" in capsys.readouterr().err
+    files = tmp_path / "files"
+    for i in range(20):
+        (files / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        shade = np.full((16, 16, 3), 12 * i, np.uint8)
+        Image.fromarray(shade).save(files / "ab"[i % 2] / f"{i:02}.png")
+    before = json_of(capsys, "knn", run, "--data", files, "--k", 3)
+    Image.fromarray(np.full((16, 16), 257 * 12 * 19, np.uint16)).save(files / "b" / "19.png")
+    assert json_of(capsys, "knn", run, "--data", files, "--k", 3) == before
+
+
+def test_a_search_reads_its_image_as_the_run_read_its_own(tmp_path, capsys):
+    deep, out = deep_images(tmp_path), tmp_path / "run"
+    call("pretrain", "demo", *TINY, "--data", deep, "--out", out)
+    pixels = np.load(deep)["images"][3]
+    imagecodecs = pytest.importorskip("imagecodecs")
+    (tmp_path / "query.png").write_bytes(imagecodecs.png_encode(pixels))
+    found = json_of(capsys, "search", out, tmp_path / "query.png", "--k", 1)
+    assert (found[0]["name"], found[0]["similarity"]) == ("3", 1.0)
+
+
 def test_other_weights_keep_their_own_range_of_pixel_values(run, tmp_path):
     net, about = load_backbone(run / "backbone.safetensors"), backbone_metadata(run / "backbone.safetensors")
-    setting = open_setting(run, str(deep_images(tmp_path)))
+    about = {name: value for name, value in about.items() if name != "pixels"}
     other = tmp_path / "other.safetensors"
-    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095]}))
+    other.write_bytes(backbone_bytes(net, about))
+    setting = open_setting(other, str(deep_images(tmp_path)))
+    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095], "pixels": "uint16"}))
     assert choose_start(setting, str(other)).values.views.range == (0, 4095)
-    eight = about["reading"] | {"bits": 8}
-    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095], "reading": eight}))
-    with pytest.raises(ValueError, match=r"read with reading\.bits = 8, these are read with None"):
+    other.write_bytes(backbone_bytes(net, about | {"range": [0, 4095], "pixels": "uint8"}))
+    with pytest.raises(ValueError, match="has uint16 pixels, the weights were trained on uint8"):
         choose_start(setting, str(other))
 
 
@@ -117,6 +147,12 @@ def test_few_labels(run, capsys):
     assert [row["amount"] for row in found["curve"]] == ["1 per class", "3 per class", "50 %"]
     call("few-labels", run, "--per-class", 1, "--share", 0.5, "--repeats", 2)
     assert "mean and 95 % interval over 2 splits" in capsys.readouterr().out
+
+
+def test_few_labels_leaves_amounts_out_that_classes_are_too_small_for(run, capsys):
+    amounts = [point["amount"] for point in json_of(capsys, "few-labels", run, "--repeats", 2)["curve"]]
+    assert "1 per class" in amounts
+    assert "50 per class" not in amounts
 
 
 def test_diagnose(run, capsys):

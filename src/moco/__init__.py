@@ -5,6 +5,7 @@ command line answers without waiting for torch.
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 __version__ = "0.1.0"
@@ -44,9 +45,11 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'moco' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"moco.{name}") is not None:
+        return importlib.import_module(f"moco.{name}")
+    raise AttributeError(f"module 'moco' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

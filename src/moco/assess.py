@@ -14,8 +14,8 @@ from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, few_label_cu
 from moco.evaluate.finetune import FineTuning, predict, train_classifier
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
 from moco.evaluate.logistic import fit_predict
-from moco.images import pairs
-from moco.launch import choose_device, open_data, trained_encoder
+from moco.images import open_like, pairs
+from moco.launch import choose_device, trained_encoder
 from moco.run_folder import chosen_images, read_run
 from moco.starts import Setting, Start
 from moco.training.journal import read
@@ -134,7 +134,7 @@ def diagnose_run(
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
     spec, listed = chosen_images(out, run, data)
-    views = pairs(values, open_data(spec, values.reading, listed), where, count=images)
+    views = pairs(values, open_like(spec, values.reading, listed, run.get("pixels")), where, count=images)
     rows = [row for row in read(out / "journal.jsonl") if "retrieval" in row]
     return {**dict(diagnose(trained_encoder(out, where), views())), "images": images, "trend": trend(rows)}
 

@@ -54,6 +54,8 @@ class Terminal(Observer):
         speed = (done - self.first) * self.batch_size / (now - self.started)
         if self.bar is not None:
             self.bar.update(self.task, completed=done, text=f"{speed:.0f} images/s  {self._describe(row)}")
+            if done == self.steps:  # whoever holds no `with` has the terminal back
+                self.bar.stop()
         elif row and row["step"] == done:
             left = (self.steps - done) * self.batch_size / speed
             rate = f"{speed:.0f} images/s  {_duration(left)} left"

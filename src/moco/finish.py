@@ -12,7 +12,7 @@ import torch
 
 from moco.build import build_encoder
 from moco.evaluate.features import calibrate, pixels
-from moco.evaluate.knn import accuracy, knn
+from moco.evaluate.knn import Labelled, accuracy, knn
 from moco.export.backbone import backbone_bytes
 from moco.images import Data, labelled
 from moco.recipe import Recipe
@@ -23,7 +23,9 @@ from moco.training.checkpoint import write_atomically
 from moco.training.trainer import Run
 from moco.weights import backbone_about
 
-BASELINE_IMAGES = 50_000  # raw pixels of more do not fit a small machine
+MEASURED_IMAGES = 50_000
+"""Most images that vote and most that are classified in the last kNN table: of more, raw pixels do not fit
+a small machine, and every row of the table is measured on the same images."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class Result:
         )
 
 
+def _measured(values: Recipe, data: Data, device: torch.device) -> tuple[Labelled, Labelled] | None:
+    return labelled(values, data, device, bank=MEASURED_IMAGES, queries=MEASURED_IMAGES)
+
+
 def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tuple[str, float]]:
     """Yield kNN accuracy in percent of raw pixels and of the untrained network, as run from the same seed."""
-    most = BASELINE_IMAGES
-    if (sets := labelled(values, data, device, bank=most, queries=most)) is None:
+    if (sets := _measured(values, data, device)) is None:
         return
     bank, queries = sets
     monitor = values.monitor
@@ -94,8 +99,8 @@ def finish(
     about = backbone_about(values, data.train.channels, read_run(out)[1])
     write_atomically(out / "backbone.safetensors", backbone_bytes(run.f_q.trunk, about))
     table: dict[str, float] = {}
-    if (sets := labelled(values, data, device)) is not None:
-        say(f"measuring kNN on all {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
+    if (sets := _measured(values, data, device)) is not None:
+        say(f"measuring kNN on {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
         k, temperature = values.monitor.k, values.monitor.temperature
         trained = knn(run.f_q, *sets, k=k, temperature=temperature)
         table = {name.replace("knn", "trained"): value for name, value in trained}

@@ -14,6 +14,9 @@ from moco import chance, recipe
 from moco.data.crops import crop_batches
 from moco.data.encoded import looking
 from moco.data.loader import Loader, plain_batches
+from moco.data.open import open_source
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
 from moco.data.source import ArraySource, Source
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
@@ -97,13 +100,55 @@ class Portion:
         return Portion(self.source, self.indices[places], self.labels[places])
 
 
+def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -> Data:
+    """The training and, where there are any, test images of a specification, less a quarantine list."""
+    listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
+    train_images = open_source(spec, "train", reading=reading, quarantine=listed)
+    assert train_images is not None
+    return Data(train_images, open_source(spec, "test", reading=reading, quarantine=listed))
+
+
+def as_trained(reading: Reading, pixels: str | None) -> Reading:
+    """How files are read for weights that were trained on pixels of a type: to 8 bits, if those had 8."""
+    return dataclasses.replace(reading, bits=8) if pixels == "uint8" else reading
+
+
+def check_pixels(source: Source, pixels: str | None) -> None:
+    """Refuse images of another pixel type than those a network was trained on; None is not known.
+
+    Raises:
+        ValueError: if they are; their values would mean something else.
+    """
+    have = str(source.dtype).removeprefix("torch.")
+    if pixels is not None and have != pixels:
+        raise ValueError(f"{source.name} has {have} pixels, the weights were trained on {pixels}")
+
+
+def open_like(spec: str, reading: Reading, quarantine: str, pixels: str | None) -> Data:
+    """As `open_data`, for weights that were trained on pixels of a type (see `as_trained`)."""
+    data = open_data(spec, as_trained(reading, pixels), quarantine)
+    for source in (data.train, *(() if data.test is None else (data.test,))):
+        check_pixels(source, pixels)
+    return data
+
+
+def _every_fifth(source: Source) -> Tensor:
+    """Which images are held out, (N,) bool: of images in groups whole groups, none on both sides."""
+    number = torch.arange(len(source))
+    if source.groups is not None:
+        groups, numbers = source.groups.unique(return_inverse=True)
+        number = numbers if len(groups) > 1 else number
+    fold = max(1, min(5, int(number.max()) + 1))
+    return number % fold == fold - 1
+
+
 def portions(
     data: Data, seed: int, *, bank: int | None = None, queries: int | None = None
 ) -> tuple[Portion, Portion] | None:
     """Images to learn classes from and images to test on, in a random but fixed order; None without labels.
 
-    Without test images every fifth training image is one and the others are learnt from. Images
-    without a class, whose label is negative, are left out.
+    Without test images every fifth training image is one and the others are learnt from; of images in
+    groups every fifth group is. Images without a class, whose label is negative, are left out.
 
     Args:
         data: the images.
@@ -113,7 +158,7 @@ def portions(
     test = data.test if data.test is not None else data.train
     if data.train.labels is None or test.labels is None:
         return None
-    held_out = torch.arange(len(data.train)) % 5 == 4 if data.test is None else None
+    held_out = _every_fifth(data.train) if data.test is None else None
     chosen = []
     for source, count, purpose in (data.train, bank, "bank"), (test, queries, "queries"):
         order = chance.permute(np.arange(len(source)), len(source), seed, purpose)

@@ -18,7 +18,7 @@ from moco.data.open import open_source
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
 from moco.images import Data
-from moco.recipe import Cosine, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
+from moco.recipe import Constant, Cosine, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
 from moco.recipes import get
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.step import step
@@ -209,7 +209,7 @@ def _batch_and_dictionary(found: Plan) -> None:
 def _measure(found: Plan, data: Data, device: torch.device, workers: int) -> None:
     """Train a few steps as the run will, and take the time."""
     values = dataclasses.replace(found.recipe, epochs=None, iterations=WARM_UP + TIMED)
-    values = dataclasses.replace(values, monitor=Monitor(every=0, bank=1, queries=1))
+    values = dataclasses.replace(values, schedule=Constant(), monitor=Monitor(every=0, bank=1, queries=1))
     values = resolve(values, data, device)
     nowhere = Checkpoints(Path("checkpoints"))
     run = build(values, data, Solo(), device=device, checkpoints=nowhere, workers=workers)

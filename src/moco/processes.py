@@ -269,6 +269,14 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
 
 
+def bound_to_a_gpu() -> bool:
+    """Whether SLURM shows each process one GPU, its own, as with --gpus-per-task=1."""
+    asked = os.environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
+    return "LOCAL_RANK" not in os.environ and (
+        asked == "1" or os.environ.get("SLURM_GPU_BIND", "").startswith(("single:1", "per_task:1"))
+    )
+
+
 def _launched() -> tuple[int, int]:
     """Rank and number of processes as torchrun or srun say; (0, 1) without them."""
     for rank, size in ("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):

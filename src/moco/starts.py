@@ -16,8 +16,8 @@ from moco.encoder import Encoder
 from moco.evaluate.features import Features, calibrate, extract
 from moco.evaluate.finetune import Classifier
 from moco.export.backbone import backbone_metadata, load_backbone
-from moco.images import Data, Portion, portions
-from moco.launch import choose_device, open_data
+from moco.images import Data, Portion, check_pixels, open_like, portions
+from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
 from moco.run_folder import chosen_images, read_run
@@ -77,8 +77,9 @@ def open_setting(
     else:
         weights = open_weights(out)
         values, run = weights.values, {"channels": weights.about["channels"]}
+        run |= {"pixels": weights.about.get("pixels")}
     spec, listed = chosen_images(out, run, data)
-    images = open_data(spec, values.reading, listed)
+    images = open_like(spec, values.reading, listed, run.get("pixels"))
     if images.train.channels != run["channels"]:
         raise ValueError(
             f"{out} takes images of {run['channels']} channels, those of {spec} have {images.train.channels}"
@@ -86,7 +87,8 @@ def open_setting(
     for source in (images.train, *(() if images.test is None else (images.test,))):
         if source.labels is None:
             raise ValueError(f"{source.name} has no labels; give class folders or a labels array")
-        if missing := int((source.labels < 0).sum()):
+        known = source.labels if source.lost is None else source.labels[~source.lost]
+        if missing := int((known < 0).sum()):
             raise ValueError(f"{missing:,} of the {len(source):,} images of {source.name} have no label")
     found = portions(images, values.seed)
     if found is None:
@@ -177,7 +179,7 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file does not hold that network, or takes images of other channels or bits.
+        ValueError: if the file does not hold that network, or takes images of other channels or depth.
     """
     library, _, file = path.partition(":")
     if library.startswith(("torchvision/", "timm/")) and file:
@@ -196,11 +198,7 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
             raise ValueError(
                 f"{where} takes images of {about['channels']} channels, these have {setting.channels}"
             )
-        theirs, ours = about.get("reading", {}).get("bits"), setting.values.reading.bits
-        if theirs != ours and range != setting.values.views.range:
-            raise ValueError(
-                f"{where} was trained on images read with reading.bits = {theirs}, these are read with {ours}"
-            )
+        check_pixels(setting.train.source, about.get("pixels"))
     views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
     encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
     values = dataclasses.replace(setting.values, views=views)

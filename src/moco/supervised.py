@@ -83,6 +83,8 @@ def _other(known: dict[str, Any], values: Recipe, plan: dict[str, Any]) -> str:
     for name, asked in plan.items():
         if name == "weights" and known.get(name) != asked:
             return "it began from other weights"
+        if name == "images" and known.get(name) != asked:
+            return "its images have changed"
         if name != "recipe" and known.get(name) != asked:
             return f"{name} is {known.get(name)} there, {asked} here"
     return ""
@@ -138,6 +140,7 @@ def finetune_in(out: str | Path, setting: Setting, start: Start, protocol: FineT
         start.values,
         {
             "data": locate(setting.spec),
+            "images": _fingerprints(setting),
             "weights": start.fingerprint(),
             **dataclasses.asdict(protocol),
         },
@@ -146,6 +149,11 @@ def finetune_in(out: str | Path, setting: Setting, start: Start, protocol: FineT
         yield kept.rows[-1]
         return
     yield from kept.write(finetune(setting, start, protocol, folder=kept.checkpoints))
+
+
+def _fingerprints(setting: Setting) -> list[str]:
+    """Of the images learnt from and tested on, which changed files change."""
+    return [portion.source.fingerprint() for portion in (setting.train, setting.test)]
 
 
 def check_batch(setting: Setting, protocol: FineTuning) -> None:
@@ -232,5 +240,5 @@ def supervised(setting: Setting, out: str | Path, protocol: FineTuning, *, say: 
 
 
 def _kept(setting: Setting, out: Path, protocol: FineTuning) -> Kept:
-    plan = {"data": locate(setting.spec), **dataclasses.asdict(protocol)}
+    plan = {"data": locate(setting.spec), "images": _fingerprints(setting), **dataclasses.asdict(protocol)}
     return Kept(out / "supervised.json", setting.values, plan)

@@ -12,7 +12,7 @@ from moco.build import build, resolve
 from moco.encoder import trunk
 from moco.evaluate.features import extract
 from moco.evaluate.knn import accuracy
-from moco.finish import BASELINE_IMAGES
+from moco.finish import MEASURED_IMAGES
 from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.training.checkpoint import Checkpoints
@@ -129,4 +129,4 @@ def _pixel_seconds(data: Data) -> float:
     accuracy(some[:queries], classes[:queries], some, classes)
     once = time.perf_counter() - start
     tests = len(data.test) if data.test is not None else len(data.train) // 5
-    return once * (min(tests, BASELINE_IMAGES) / queries) * (min(len(data.train), BASELINE_IMAGES) / bank)
+    return once * (min(tests, MEASURED_IMAGES) / queries) * (min(len(data.train), MEASURED_IMAGES) / bank)

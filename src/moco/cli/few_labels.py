@@ -18,10 +18,10 @@ class FewLabels:
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""
-    per_class: tuple[int, ...] = (1, 5, 10, 50)
-    """Labels per class."""
-    share: tuple[float, ...] = (0.01, 0.1)
-    """Shares of all labels."""
+    per_class: tuple[int, ...] = ()
+    """Labels per class; without this and --share 1, 5, 10 and 50, as far as classes are large enough."""
+    share: tuple[float, ...] = ()
+    """Shares of all labels; without this and --per-class 1 and 10 %."""
     repeats: int = 10
     """Splits of each amount."""
     finetune: bool = False
@@ -40,16 +40,18 @@ def run(words: list[str]) -> int:
     call = tyro.cli(FewLabels, args=words, prog="moco few-labels", config=FLAGS)
     from moco.assess import few_labels
     from moco.console import tell_lost
-    from moco.evaluate.fewlabel import Amount
+    from moco.evaluate.fewlabel import AMOUNTS, Amount
     from moco.starts import choose_start, open_setting
 
-    amounts = [Amount(per_class=n) for n in call.per_class] + [Amount(share=s) for s in call.share]
+    asked = [Amount(per_class=n) for n in call.per_class] + [Amount(share=s) for s in call.share]
     setting = open_setting(call.run, call.data, device=call.device)
     tell_lost(setting.lost)
     start = choose_start(setting, call.weights)
     way = "fine-tuned" if call.finetune else "logistic regression on frozen features"
     print(f"{start.name}, {way}, {call.repeats} splits of each amount", file=sys.stderr)
-    curve = few_labels(setting, start, amounts=amounts, repeats=call.repeats, by_finetuning=call.finetune)
+    curve = few_labels(
+        setting, start, amounts=asked or AMOUNTS, repeats=call.repeats, by_finetuning=call.finetune
+    )
     if call.json:
         rows = [{"amount": p.amount, "labels": p.labels, **p.top1._asdict()} for p in curve]
         print(json.dumps({"start": start.name, "fine_tuned": call.finetune, "curve": rows}))

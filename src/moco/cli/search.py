@@ -31,6 +31,8 @@ class Search:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Search, args=words, prog="moco search", config=FLAGS)
+    import torch
+
     from moco.console import progress, tell_lost
     from moco.data.decode import decode
     from moco.data.form import Form
@@ -43,7 +45,7 @@ def run(words: list[str]) -> int:
     if not call.image.is_file():
         raise FileNotFoundError(f"there is no file {call.image}")
     weights = open_weights(call.weights, choose_device(call.device))
-    form = Form(channels=weights.about["channels"])
+    form = Form(weights.about["channels"], getattr(torch, weights.about.get("pixels") or "uint8"))
     pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
     query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image))))
     if call.data is not None and holds_embeddings(Path(call.data)):

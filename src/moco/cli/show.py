@@ -17,4 +17,6 @@ def print_table(values: dict[str, float]) -> None:
         if row in values:
             print(f"  {label:30}{values[row]:8.2f}")
         elif f"{row}_trunk" in values:
-            print(f"  {label:30}{values[f'{row}_trunk']:8.2f}{values[f'{row}_output']:14.2f}")
+            output = values.get(f"{row}_output")
+            shown = "-" if output is None else f"{output:.2f}"  # a file may hold no head
+            print(f"  {label:30}{values[f'{row}_trunk']:8.2f}{shown:>14}")

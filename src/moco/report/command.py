@@ -25,7 +25,10 @@ def command(values: Recipe, run: dict[str, Any], out: Path) -> str:
         words += ["--from", str(out / "recipe.toml")]
     else:
         words += [values.name, *(word for word in flags if word is not None)]
-    return shlex.join([*words, "--data", run["data"], "--out", str(out)])
+    words += ["--data", run["data"]]
+    if run.get("quarantine"):
+        words += ["--quarantine", run["quarantine"]]
+    return shlex.join([*words, "--out", str(out)])
 
 
 def _flags(values: Any, named: Any, where: str = "") -> list[str | None]:
