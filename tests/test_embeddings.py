@@ -12,20 +12,27 @@ import moco
 from moco.cli import main
 from moco.data.loader import plain_batches
 from moco.data.open import open_source
-from moco.embedding_files import WRITERS, read_embeddings
+from moco.embedding_files import WRITERS, holds_embeddings, read_embeddings
 from moco.embeddings import Embeddings, embed, joined, nearest
 from moco.launch import measure_knn
 from moco.weights import images_of, open_weights
 from test_run import finished  # noqa: F401
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("kind", WRITERS)
-def test_what_is_written_is_read_again_to_the_bit(kind, tmp_path):
+def test_what_is_written_is_read_again_to_the_bit(kind, grouped, tmp_path):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     torch.manual_seed(0)
     parts = [
-        Embeddings([f"a/{i},{n}.png" for i in range(n)], ["ä"] * n, torch.randn(n, 5) * 1e-3) for n in (4, 3)
+        Embeddings(
+            [f"a/{i},{n}.png" for i in range(n)],
+            ["ä"] * n,
+            torch.randn(n, 5) * 1e-3,
+            torch.arange(n) // 2 if grouped else None,
+        )
+        for n in (4, 3)
     ]
     with WRITERS[kind](tmp_path / f"e.{kind}", 7) as writer:
         for part in parts:
@@ -33,6 +40,10 @@ def test_what_is_written_is_read_again_to_the_bit(kind, tmp_path):
     read, whole = read_embeddings(tmp_path / f"e.{kind}"), joined(iter(parts))
     assert (read.names, read.labels) == (whole.names, whole.labels)
     assert torch.equal(read.features, whole.features)
+    assert holds_embeddings(tmp_path / f"e.{kind}")
+    assert (None if read.groups is None else read.groups.tolist()) == (
+        [0, 0, 1, 1, 0, 0, 1] if grouped else None
+    )
     assert not list(tmp_path.glob("*.tmp"))
     assert repr(read) == "Embeddings(7 images, 5 features each)"
 

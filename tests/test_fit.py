@@ -49,6 +49,37 @@ def test_the_head_is_chosen_by_images_that_its_classifier_had_not_seen():
     assert torch.equal(head.right, right)
 
 
+def test_no_group_is_in_two_folds_and_every_class_is_in_all_others():
+    labels = torch.arange(60) % 3
+    groups = torch.arange(60) // 6  # ten patients, two images of each class
+    folds = stratified_folds(labels[None], 3, groups[None])[0]
+    assert sorted(folds.unique().tolist()) == [0, 1, 2, 3, 4]
+    for group in groups.unique():
+        assert len(folds[groups == group].unique()) == 1
+    assert torch.equal(torch.bincount(folds), torch.full((5,), 12))
+    assert torch.equal(
+        stratified_folds(labels[None], 3, torch.arange(60)[None]), stratified_folds(labels[None], 3)
+    )
+    one_patient = torch.where(labels == 2, 99, groups)
+    assert not stratified_folds(labels[None], 3, one_patient[None]).any()
+
+
+def test_the_accuracy_of_a_fit_is_that_of_groups_it_had_not_seen():
+    """Frames of one video are all but equal: knowing one tells the others, and nothing of other videos."""
+    generator = torch.Generator().manual_seed(0)
+    videos = torch.randn(12, 20, generator=generator).repeat_interleave(5, 0)
+    features = videos + 0.01 * torch.randn(60, 20, generator=generator)
+    groups = torch.arange(12).repeat_interleave(5)
+    labels = groups % 2  # no feature says which
+    known = {f"{i}.png": str(int(label)) for i, label in enumerate(labels)}
+    names = [f"{i}.png" for i in range(60)]
+    leaking = fit(Embeddings(names, [""] * 60, features), known).accuracy
+    honest = fit(Embeddings(names, [""] * 60, features, groups), known).accuracy
+    assert leaking.mean == 100
+    assert honest.mean < 75
+    assert fit_head(features, labels, 2, groups=labels).right is None
+
+
 def test_confidences_are_true():
     """Of the images that are classified with about 80 % confidence, about 80 % are right."""
     features, labels, centres = blobs(60, dim=30, noise=7.0)

@@ -114,6 +114,36 @@ def test_the_grid_chooses_without_the_test_images():
     assert len(found.settings) >= 24
 
 
+def videos(count, frames, wrong=0.0):
+    """All but equal frames of videos whose class shows in one of 64 features; some videos' is wrong."""
+    generator = torch.Generator().manual_seed(count)
+    labels = torch.arange(count) % 2
+    features = torch.randn(count, 64, generator=generator)
+    features[:, 0] += 2.0 * (2 * labels - 1)
+    flipped = torch.rand(count, generator=generator) < wrong
+    given = torch.where(flipped, 1 - labels, labels)
+    frame = features.repeat_interleave(frames, 0)
+    frame = frame + 0.01 * torch.randn(frame.shape, generator=generator)
+    return frame, given.repeat_interleave(frames), torch.arange(count).repeat_interleave(frames)
+
+
+def test_settings_are_chosen_on_groups_that_were_not_trained_on():
+    features, labels, groups = videos(60, 5, wrong=0.15)
+    queries, answers, _ = videos(500, 1)
+    leaking = linear_grid(features[None], labels, queries, answers, protocol=SHORT)
+    honest = linear_grid(features[None], labels, queries, answers, groups=groups, protocol=SHORT)
+    assert max(right for *_, right in leaking.settings) == 100
+    assert max(right for *_, right in honest.settings) < 100
+    one = linear_grid(features[None], labels, queries, answers, groups=0 * groups, protocol=SHORT)
+    assert one == leaking
+
+    def predicted(groups, *penalties):
+        return fit_predict(features[None], labels[None], 2, queries, groups=groups, penalties=penalties)
+
+    assert torch.equal(predicted(None, 3.0, 1e-4), predicted(None, 1e-4))
+    assert torch.equal(predicted(groups[None], 3.0, 1e-4), predicted(None, 3.0))
+
+
 def test_logistic_regression_is_scikit_learns():
     sklearn = pytest.importorskip("sklearn.linear_model")
     features, labels = blobs(150)

@@ -56,10 +56,16 @@ def linear(
     train = start.features(setting.train, setting.device).trunk
     test = start.features(setting.test, setting.device).trunk
     if kind == "grid":
-        found = linear_grid(train[None], labels, test, answers, protocol=protocol, seed=start.values.seed)
+        found = linear_grid(
+            train[None], labels, test, answers,
+            groups=setting.train.groups, protocol=protocol, seed=start.values.seed,
+        )  # fmt: skip
         yield {"top1": found.top1, "lr": found.lr, "weight_decay": found.weight_decay, "grid": found.settings}
         return
-    predicted = fit_predict(train[None], labels[None], setting.classes, test)[0]
+    groups = setting.train.groups
+    predicted = fit_predict(
+        train[None], labels[None], setting.classes, test, groups=None if groups is None else groups[None]
+    )[0]
     yield {"top1": round(100 * (predicted == answers).double().mean().item(), 3)}
 
 
@@ -114,7 +120,7 @@ def few_labels(
         learner = by_training(setting, start)
     else:
         train, test = (start.features(p, setting.device).trunk for p in (setting.train, setting.test))
-        learner = on_features(train, labels, test)
+        learner = on_features(train, labels, test, setting.train.groups)
     return few_label_curve(
         learner, labels, answers, amounts=amounts, repeats=repeats, seed=setting.values.seed
     )

@@ -44,7 +44,8 @@ class Writer(ABC):
 
 
 class CsvWriter(Writer):
-    """One line per image: name, label, and the features to nine digits, which is all float32 holds."""
+    """One line per image: name, label, group where images are in groups, and the features to nine digits,
+    which is all float32 holds."""
 
     def __init__(self, path: Path, count: int):
         super().__init__(path)
@@ -55,16 +56,16 @@ class CsvWriter(Writer):
     def write(self, part: Embeddings) -> None:
         if not self.begun:
             self.begun = True
-            self.lines.writerow(["name", "label", *(f"f{i}" for i in range(part.features.shape[1]))])
-        for name, label, row in zip(part.names, part.labels, part.features.tolist(), strict=True):
-            self.lines.writerow([name, label, *(f"{value:.9g}" for value in row)])
+            self.lines.writerow([*_about(part), *(f"f{i}" for i in range(part.features.shape[1]))])
+        for *about, row in zip(*_about(part).values(), part.features.tolist(), strict=True):
+            self.lines.writerow([*about, *(f"{value:.9g}" for value in row)])
 
     def close(self) -> None:
         self.file.close()
 
 
 class NpyWriter(Writer):
-    """A float32 array (M, D), and beside it a CSV with name and label of each row."""
+    """A float32 array (M, D), and beside it a CSV with name, label and group of each row."""
 
     def __init__(self, path: Path, count: int):
         super().__init__(path, names_path(path))
@@ -73,16 +74,16 @@ class NpyWriter(Writer):
         names = self.asides[names_path(path)]
         self.names_file = open(names, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
         self.lines = csv.writer(self.names_file)
-        self.lines.writerow(["name", "label"])
 
     def write(self, part: Embeddings) -> None:
         features = part.features.numpy()
         if self.array is None:
+            self.lines.writerow(_about(part))
             shape = (self.count, features.shape[1])
             self.array = np.lib.format.open_memmap(self.aside, "w+", np.float32, shape)
         self.array[self.done : self.done + len(features)] = features
         self.done += len(features)
-        self.lines.writerows(zip(part.names, part.labels, strict=True))
+        self.lines.writerows(zip(*_about(part).values(), strict=True))
 
     def close(self) -> None:
         self.names_file.close()
@@ -96,7 +97,8 @@ class NpyWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Columns name, label and features, a list of D float32 values; needs the extra "tables"."""
+    """Columns name, label, group where images are in groups, and features, a list of D float32 values;
+    needs the extra "tables"."""
 
     def __init__(self, path: Path, count: int):
         try:
@@ -111,8 +113,7 @@ class ParquetWriter(Writer):
     def write(self, part: Embeddings) -> None:
         flat = self.arrow.array(part.features.numpy().ravel())
         features = self.arrow.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
-        columns = {"name": part.names, "label": part.labels, "features": features}
-        table = self.arrow.table(columns)
+        table = self.arrow.table(_about(part) | {"features": features})
         if self.table is None:
             self.table = self.arrow.parquet.ParquetWriter(self.aside, table.schema)
         self.table.write_table(table)
@@ -140,7 +141,7 @@ def holds_embeddings(path: Path) -> bool:
         return False
     if path.suffix == ".csv":
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.readline().startswith("name,label,f0")
+            return file.readline().startswith(("name,label,f0", "name,label,group,f0"))
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow"):
         import pyarrow.parquet
 
@@ -165,19 +166,33 @@ def read_embeddings(path: Path) -> Embeddings:
         table = pyarrow.parquet.read_table(path)
         column = table["features"].combine_chunks()
         features = np.asarray(column.values).reshape(len(table), -1)
-        names, labels = table["name"].to_pylist(), table["label"].to_pylist()
-        return Embeddings(names, labels, torch.from_numpy(features.copy()))
+        about = {name: table[name].to_pylist() for name in table.column_names if name != "features"}
+        return _embeddings(about, features.copy())
     if path.suffix == ".npy":
-        rows = _rows(names_path(path))
-        return Embeddings([r[0] for r in rows], [r[1] for r in rows], torch.from_numpy(np.load(path)))
+        header, rows = _lines(names_path(path))
+        return _embeddings({name: [row[i] for row in rows] for i, name in enumerate(header)}, np.load(path))
     if path.suffix == ".csv":
-        rows = _rows(path)
-        values = np.array([row[2:] for row in rows], dtype=np.float32)
-        return Embeddings([r[0] for r in rows], [r[1] for r in rows], torch.from_numpy(values))
+        header, rows = _lines(path)
+        first = header.index("f0")
+        about = {name: [row[i] for row in rows] for i, name in enumerate(header[:first])}
+        return _embeddings(about, np.array([row[first:] for row in rows], dtype=np.float32))
     raise ValueError(f"{path} is no file of embeddings: its name ends in none of .{', .'.join(WRITERS)}")
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """The lines of a CSV below its header."""
+def _about(part: Embeddings) -> dict[str, list[Any]]:
+    """The columns beside the features."""
+    groups = {} if part.groups is None else {"group": part.groups.tolist()}
+    return {"name": part.names, "label": part.labels, **groups}
+
+
+def _embeddings(about: dict[str, list[Any]], features: np.ndarray) -> Embeddings:
+    """What `_about` and the features came from."""
+    groups = torch.tensor([int(group) for group in about["group"]]) if "group" in about else None
+    return Embeddings(about["name"], about["label"], torch.from_numpy(features), groups)
+
+
+def _lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header of a CSV, and the lines below it."""
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return list(csv.reader(file))[1:]
+        header, *rows = csv.reader(file)
+    return header, rows

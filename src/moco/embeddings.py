@@ -25,11 +25,13 @@ class Embeddings:
         names: what each image is called: its path below the folder, or its number in an array.
         labels: class of each image by name, "" where there is none.
         features: (M, D).
+        groups: (M,) which patient, video or site each image shows, by number; None where nothing says.
     """
 
     names: list[str]
     labels: list[str]
     features: Tensor
+    groups: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Embeddings({len(self.names):,} images, {self.features.shape[1]} features each)"
@@ -80,7 +82,9 @@ def embed(
             lost += [image_name(source, int(part[place])) for place in sorted(unreadable)]
         if features is not None:
             found += len(numbers)
-            yield Embeddings([image_name(source, i) for i in numbers], [labels[i] for i in numbers], features)
+            groups = None if source.groups is None else source.groups[numbers]
+            names = [image_name(source, i) for i in numbers]
+            yield Embeddings(names, [labels[i] for i in numbers], features, groups)
     if not found:
         raise ValueError(f"none of the {len(chosen):,} images of {source.name} can be read")
 
@@ -102,7 +106,9 @@ def joined(parts: Iterator[Embeddings]) -> Embeddings:
     """All parts as one."""
     whole = list(parts)
     names, labels = ([x for part in whole for x in getattr(part, kind)] for kind in ("names", "labels"))
-    return Embeddings(names, labels, torch.cat([part.features for part in whole]))
+    groups = [part.groups for part in whole if part.groups is not None]
+    features = torch.cat([part.features for part in whole])
+    return Embeddings(names, labels, features, torch.cat(groups) if groups else None)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:

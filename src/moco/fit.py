@@ -37,7 +37,7 @@ class Fit:
     def accuracy(self) -> Interval | None:
         """Percent of the labelled images that a classifier named right without having seen them.
 
-        None where a class has a single image.
+        None where a class has a single image, or where all its images are of one group.
         """
         if self.head.right is None:
             return None
@@ -119,7 +119,8 @@ def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int =
     for name, label in given.items():
         labels[place[name]] = classes.index(label)
     known = (labels >= 0).nonzero()[:, 0]
-    head = fit_head(bank.features[known], labels[known], len(classes))
+    groups = None if bank.groups is None else bank.groups[known]
+    head = fit_head(bank.features[known], labels[known], len(classes), groups=groups)
     probabilities = head.probabilities(bank.features)
     count = min(count, len(labels) - len(known))
     chosen = label_next(bank.features, known, count, seed=seed) if count else known[:0]

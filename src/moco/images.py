@@ -47,6 +47,11 @@ class Portion:
     indices: Tensor
     labels: Tensor
 
+    @property
+    def groups(self) -> Tensor | None:
+        """(M,) which patient, video or site each shows; None where the source does not say."""
+        return None if self.source.groups is None else self.source.groups[self.indices]
+
     def plain(self, values: recipe.Recipe, device: torch.device, *, strict: bool = False) -> Labelled:
         """Unaugmented, normalised, in the order of the indices; unreadable images are left out, with
         their classes, or with `strict` the first one is an error."""

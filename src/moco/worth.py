@@ -16,7 +16,6 @@ from moco.evaluate.diagnostics import PAIRS, diagnose
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
 from moco.evaluate.finetune import FineTuning
 from moco.evaluate.knn import accuracy
-from moco.evaluate.logistic import fit_predict
 from moco.evaluate.verdict import Contender, judge
 from moco.images import pairs
 from moco.report.few_labels import plot_few_labels
@@ -166,8 +165,9 @@ def _row(
     **options: Any,
 ) -> Row:
     labels, answers = setting.train.labels, setting.test.labels
-    right = fit_predict(train[None], labels[None], setting.classes, test)[0] == answers
-    points = few_label_curve(on_features(train, labels, test), labels, answers, **options) if curve else []
+    learner = on_features(train, labels, test, setting.train.groups)
+    points = few_label_curve(learner, labels, answers, **options) if curve else []
+    right = learner(torch.arange(len(labels))[None])[0] == answers
     linear = round(100 * right.double().mean().item(), 3)
     return Row(name, _knn(setting, train, test), output, linear, right, points, [])
 

@@ -65,7 +65,10 @@ def run(words: list[str]) -> int:
         return 0
     print(f"{predictions}: {len(bank.names):,} images, {len(found.classes)} classes from {len(given)} labels")
     if found.accuracy is None:
-        print("a class has a single labelled image, so neither accuracy nor confidence could be checked")
+        print(
+            "a class has a single labelled image or group, so neither accuracy nor confidence could be "
+            "checked"
+        )
     else:
         print(f"accuracy by cross-validation: {found.accuracy} %; mean confidence {100 * sure:.1f} %")
     print(f"{to_label}: {len(found.next)} images to label next; fill in the column label and fit both files")

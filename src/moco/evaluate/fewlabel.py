@@ -190,7 +190,10 @@ def few_label_curve(
 
 
 def on_features(
-    features: Float[Tensor, "M D"], labels: Int[Tensor, " M"], test_features: Float[Tensor, "Q D"]
+    features: Float[Tensor, "M D"],
+    labels: Int[Tensor, " M"],
+    test_features: Float[Tensor, "Q D"],
+    groups: Int[Tensor, " M"] | None = None,
 ) -> Learner:
     """Logistic regression on frozen features; its penalty is chosen within the labelled images."""
     classes = int(labels.max()) + 1
@@ -199,7 +202,13 @@ def on_features(
         stack = max(1, _BYTES // (splits.shape[1] * features.shape[1] * features.element_size()))
         return torch.cat(
             [
-                fit_predict(features[part], labels[part], classes, test_features)
+                fit_predict(
+                    features[part],
+                    labels[part],
+                    classes,
+                    test_features,
+                    groups=None if groups is None else groups[part],
+                )
                 for part in splits.split(stack)
             ]
         )

@@ -29,10 +29,10 @@ class Head:
     Attributes:
         weights: (classes, D + 1), the bias last, for features less `centre` over `scale`.
         centre, scale: (D,) and a number.
-        penalty: chosen by cross-validation; the middle one where a class has a single image.
+        penalty: chosen by cross-validation; the middle one where a class has a single image or group.
         temperature: divides the logits; fitted to the held-out ones, 1 where there are none.
         right: for each labelled image whether the classifier that had not seen it named its class;
-            None where a class has a single image.
+            None where a class has a single image or group.
     """
 
     weights: Tensor
@@ -54,6 +54,7 @@ def fit_head(
     labels: Int[Tensor, " M"],
     classes: int,
     *,
+    groups: Int[Tensor, " M"] | None = None,
     penalties: tuple[float, ...] = PENALTIES,
 ) -> Head:
     """Fit a classifier to few labelled images.
@@ -66,6 +67,7 @@ def fit_head(
         features: of the labelled images.
         labels: their classes, from 0.
         classes: how many there are; each has an image.
+        groups: of the labelled images, such as patients: none is in two folds.
         penalties: to choose from.
 
     Raises:
@@ -83,7 +85,7 @@ def fit_head(
         raise ValueError(f"class {int(counts.argmin())} has no labelled image")
     centre, scale = centre_and_scale(features)
     standard = ((features - centre) / scale)[None]
-    folds = stratified_folds(labels[None], classes)
+    folds = stratified_folds(labels[None], classes, None if groups is None else groups[None])
     penalty, temperature, right = penalties[len(penalties) // 2], 1.0, None
     if int(folds.max()) > 0:
         logits = _held_out(standard, labels[None], classes, penalties, folds)

@@ -145,6 +145,7 @@ def linear_grid(
     test_features: Float[Tensor, "T D"],
     test_labels: Int[Tensor, " T"],
     *,
+    groups: Int[Tensor, " M"] | None = None,
     lrs: Sequence[float] = LRS,
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     protocol: LinearProtocol = LinearProtocol(),
@@ -152,7 +153,8 @@ def linear_grid(
 ) -> GridResult:
     """The paper's grid search over learning rate and weight decay, on cached features.
 
-    The choice is made on a tenth of the training images; test images never take part in it.
+    The choice is made on a tenth of the training images, of images in groups, such as patients, on whole
+    groups; test images never take part in it.
 
     Raises:
         ValueError: if there are too few images to hold a tenth out, or no setting converged.
@@ -161,8 +163,7 @@ def linear_grid(
         raise ValueError(f"a grid search needs at least 20 labelled images, got {len(labels)}")
     classes = int(labels.max()) + 1
     grid = [(lr, decay) for decay in weight_decays for lr in lrs]
-    order = torch.randperm(len(labels), generator=chance.generator(seed, "linear held out"))
-    held, kept = order[: len(labels) // 10], order[len(labels) // 10 :]
+    held, kept = _tenth(len(labels), groups, chance.generator(seed, "linear held out"))
     train = train_linear(
         features[:, kept], labels[kept], classes,
         lrs=[lr for lr, _ in grid], weight_decays=[decay for _, decay in grid], protocol=protocol, seed=seed,
@@ -181,6 +182,25 @@ def linear_grid(
     top1 = 100 * (final.predict(test_features)[0] == test_labels).double().mean().item()
     table = [(*setting, round(value, 3)) for setting, value in zip(grid, right.tolist(), strict=True)]
     return GridResult(lr, decay, round(top1, 3), table)
+
+
+def _tenth(count: int, groups: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random tenth of so many images, and the others; of images in groups, whole groups."""
+    if groups is None:
+        order = torch.randperm(count, generator=generator)
+        return order[: count // 10], order[count // 10 :]
+    _, number, sizes = groups.unique(return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return _tenth(count, None, generator)
+    held = torch.zeros(len(sizes), dtype=torch.bool)
+    left = count // 10
+    for group in torch.randperm(len(sizes), generator=generator).tolist():
+        if sizes[group] <= left:
+            held[group] = True
+            left -= int(sizes[group])
+    if not held.any():
+        held[sizes.argmin()] = True
+    return held[number].nonzero()[:, 0], (~held)[number].nonzero()[:, 0]
 
 
 def linear_protocol(

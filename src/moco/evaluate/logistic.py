@@ -108,23 +108,26 @@ def fit_predict(
     classes: int,
     queries: Float[Tensor, "Q D"],
     *,
+    groups: Int[Tensor, "S M"] | None = None,
     penalties: tuple[float, ...] = PENALTIES,
 ) -> Int[Tensor, "S Q"]:
     """Classes of queries by S logistic regressions, each with the penalty that suits its own images best.
 
     The penalty is chosen by cross-validation on the labelled images alone, the queries stay unseen. Where
-    a class has one image there is nothing to validate on, and the middle of the penalties is taken.
+    a class has one image, or one group, there is nothing to validate on, and the middle of the penalties
+    is taken.
 
     Args:
         features: labelled images of S problems.
         labels: their classes.
         classes: how many there are.
         queries: features to classify, the same for all problems.
+        groups: of the labelled images, such as patients: none is on both sides of the validation.
         penalties: to choose from.
     """
     standard = [standardise(f, queries) for f in features]
     features = torch.stack([train for train, _ in standard])
-    folds = stratified_folds(labels, classes)
+    folds = stratified_folds(labels, classes, groups)
     choice = torch.full((len(features),), len(penalties) // 2)
     if int(folds.max()) > 0:
         choice = _validate(features, labels, classes, penalties, folds)
@@ -146,14 +149,44 @@ def _validate(features, labels, classes, penalties, folds) -> Tensor:
     return right.sum((1, 2)).argmax(1)
 
 
-def stratified_folds(labels: Tensor, classes: int) -> Tensor:
-    """Deal each problem's images of each class to folds in turn; one fold where a class has one image."""
+def stratified_folds(
+    labels: Int[Tensor, "S M"], classes: int, groups: Int[Tensor, "S M"] | None = None
+) -> Int[Tensor, "S M"]:
+    """Deal each problem's images of each class to at most five folds in turn, or, of images in groups, whole
+    groups; one fold where a class has only one image, or one group, in some problem."""
+    if groups is not None and any(len(names.unique()) < len(names) for names in groups):
+        return _folds_of_groups(labels, classes, groups)
     one_hot = F.one_hot(labels, classes)
     fewest = int(one_hot.sum(1).where(one_hot.sum(1) > 0, torch.tensor(2**31)).min())
     if fewest < 2:
         return torch.zeros_like(labels)
     turn = (one_hot.cumsum(1) * one_hot).sum(2) - 1
     return turn % min(_FOLDS, fewest)
+
+
+def _folds_of_groups(labels: Tensor, classes: int, groups: Tensor) -> Tensor:
+    """Each group, the largest first, to the fold that has least of its classes."""
+    tables, numbers = [], []
+    for answers, names in zip(labels, groups, strict=True):
+        found, number = names.unique(return_inverse=True)
+        table = torch.zeros(len(found), classes)
+        tables.append(table.index_put_((number, answers), torch.ones(()), accumulate=True))
+        numbers.append(number)
+    spans = torch.stack([(table > 0).sum(0) for table in tables])  # groups that a class is in
+    count = min(_FOLDS, int(spans[spans > 0].min()))
+    folds = torch.zeros_like(labels)
+    if count < 2:
+        return folds
+    for fold, table, number in zip(folds, tables, numbers, strict=True):
+        share = table / table.sum(0).clamp(min=1)
+        filled, place = torch.zeros(count, classes), torch.zeros(len(table), dtype=torch.long)
+        for group in share.sum(1).argsort(descending=True, stable=True).tolist():
+            place[group] = (filled * share[group]).sum(1).argmin()
+            filled[place[group]] += share[group]
+        if bool((filled.amax(0) > 1 - 1e-4).any()):  # all of a class in one fold
+            return torch.zeros_like(labels)
+        fold.copy_(place[number])
+    return folds
 
 
 def check_finite(features: Tensor) -> None:
