@@ -173,6 +173,25 @@ def test_deep_images_are_prepared_there_as_the_run_did(tmp_path):
     lines = dict(line.strip().split(": ", 1) for line in text.splitlines() if "PIXEL_" in line)
     fed = (pixel - np.array(json.loads(lines["PIXEL_MEAN"]))) / json.loads(lines["PIXEL_STD"])
     np.testing.assert_allclose(fed, expected, atol=1e-4)
+    pytest.importorskip("timm")
+    facts = about("resnet18") | {"range": (100, 4195)}
+    export_backbone(network(facts), facts, TARGETS["timm"], tmp_path / "timm")
+    told = json.loads((tmp_path / "timm" / "config.json").read_text())["pretrained_cfg"]
+    np.testing.assert_allclose((pixel / 255 - told["mean"]) / told["std"], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "short"), [([40, 40], 40), ([64, 64], 46), ([40, 50], 46), (None, 46)]
+)
+def test_images_are_cropped_there_as_they_were_measured(image_size, short, tmp_path):
+    """Those of the evaluation size are taken whole; of others the middle 7/8."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("timm")
+    facts = about("resnet10") | {"image_size": image_size}
+    export_backbone(network(facts), facts, TARGETS["huggingface"], tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == {"shortest_edge": short}
+    export_backbone(network(facts), facts, TARGETS["timm"], tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == 40 / short
 
 
 def test_huggingface_names_are_all_different():

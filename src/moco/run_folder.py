@@ -14,6 +14,7 @@ import torch
 
 from moco import __version__, recipe_file
 from moco.data.open import locate
+from moco.data.source import ArraySource
 from moco.images import Data
 from moco.recipe import Recipe
 
@@ -102,6 +103,7 @@ def provenance(
     spec: str, quarantine: str, data: Data, fingerprint: str, device: torch.device
 ) -> dict[str, Any]:
     """What reproducing a run needs besides its recipe."""
+    sides = data.train.pixels.shape[2:] if isinstance(data.train, ArraySource) else None
     return {
         "data": spec,
         "quarantine": quarantine,
@@ -109,6 +111,7 @@ def provenance(
         "images": len(data.train),
         "channels": data.train.channels,
         "pixels": str(data.train.dtype).removeprefix("torch."),
+        **({"image_size": list(sides)} if sides else {}),
         **machine(device),
     }
 

@@ -127,7 +127,7 @@ def backbone_about(values: Recipe, channels: int, run: dict[str, Any] | None = N
         "moco": moco.__version__,
     }
     if run is not None:
-        facts["pixels"] = run.get("pixels")
+        facts |= {name: run.get(name) for name in ("pixels", "image_size")}
         facts["trained_on"] = f"{run['images']} images, fingerprint {run['fingerprint']}"
     return facts
 

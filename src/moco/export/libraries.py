@@ -143,13 +143,15 @@ class Timm(Target):
 
 
 def _timm_input(about: dict[str, Any]) -> dict[str, Any]:
-    """What timm calls a data configuration: how images become inputs."""
+    """What timm calls a data configuration: how images, divided by 255, become inputs."""
+    prepare, (low, high) = preparation(about), about.get("range") or (0, 255)
+    scale = (high - low) / 255
     return {
         "input_size": [about["channels"], about["size"], about["size"]],
         "interpolation": "bilinear",
-        "crop_pct": 7 / 8,
-        "mean": list(about["mean"]),
-        "std": list(about["std"]),
+        "crop_pct": prepare["centre_crop"] / prepare["resize_short_side"],
+        "mean": [low / 255 + scale * value for value in prepare["mean"]],
+        "std": [scale * value for value in prepare["std"]],
         "num_classes": 0,
         "license": about.get("licence", ""),
     }

@@ -184,10 +184,12 @@ def preparation(about: dict[str, Any]) -> dict[str, Any]:
     scale = "in [0, 1]"
     if about.get("range"):
         scale = f"scaled so that {about['range'][0]:g} to {about['range'][1]:g} becomes 0 to 1"
+    size = about["size"]
+    whole = about.get("image_size") == [size, size]  # of the evaluation size already, as of CIFAR-10
     return {
         "pixels": scale + (", RGB" if about["channels"] == 3 else ""),
-        "resize_short_side": round(about["size"] * 8 / 7),
-        "centre_crop": about["size"],
+        "resize_short_side": size if whole else round(size * 8 / 7),
+        "centre_crop": size,
         "mean": list(about["mean"]),
         "std": list(about["std"]),
     }
