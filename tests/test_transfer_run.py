@@ -15,11 +15,9 @@ from moco.export.backbone import backbone_bytes
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
 from moco.report.transfer import transfer_table
 from moco.training.trainer import Observer
-from moco.transfer.loader import Pixels
 from moco.transfer_build import learning_rate
-from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe, Trunk
+from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe
 from moco.transfer_run import resume_transfer, transfer
-from moco.transfer_start import open_start
 from scenes import write_cityscapes, write_coco, write_voc
 
 COMMON = (
@@ -265,43 +263,6 @@ def test_supervised_and_random_starts(finished, start, tmp_path, capsys):
     assert "a table shows one task, got runs of tiny, voc-c4" in capsys.readouterr().err
     call("transfer", "--resume", tmp_path / "three", "--device", "cpu")
     assert "voc-c4 from random: 1 trials" in capsys.readouterr().out
-
-
-def backbone(folder, **about):
-    """A file with what it says of itself beside the architecture."""
-    torch.manual_seed(1)
-    about = {"arch": "resnet10", "width": 4, "stem": "small", "channels": 3, "size": 32,
-             "mean": [0.5] * 3, "std": [0.2] * 3} | about  # fmt: skip
-    folder.mkdir()
-    path = folder / "backbone.safetensors"
-    path.write_bytes(
-        backbone_bytes(trunk("resnet10", width=4, stem="small", channels=about["channels"])[0], about)
-    )
-    return path
-
-
-def test_a_backbone_says_what_made_it(tmp_path):
-    for name in "supervised", "MoCo", "memory bank":
-        path = backbone(tmp_path / name, mechanism=name)
-        assert open_start(str(path), Trunk()).row == open_start(str(path.parent), Trunk()).row == name
-    assert open_start(str(backbone(tmp_path / "lightly", origin="lightly")), Trunk()).row == "lightly"
-    earlier = backbone(tmp_path / "earlier")
-    (earlier.parent / "supervised.json").write_text("{}")
-    assert open_start(str(earlier), Trunk()).row == "supervised"
-
-
-def test_a_supervised_backbone_of_ours_is_fed_as_it_says(tmp_path):
-    start = open_start(f"supervised:{backbone(tmp_path / 'one', mechanism='supervised')}", Trunk())
-    assert (start.row, start.trunk.arch, start.trunk.width, start.trunk.stem) == (
-        *("supervised", "resnet10"),
-        *(4, "small"),
-    )
-    assert start.pixels == Pixels((0.5,) * 3, (0.2,) * 3)
-    assert open_start(f"supervised:{backbone(tmp_path / 'two')}", Trunk()).row == "supervised"
-    with pytest.raises(ValueError, match=r"says that it was made by MoCo; start from it with --init .*three"):
-        open_start(f"supervised:{backbone(tmp_path / 'three', mechanism='MoCo')}", Trunk())
-    with pytest.raises(ValueError, match="takes 1 channels"):
-        open_start(f"supervised:{backbone(tmp_path / 'four', channels=1)}", Trunk())
 
 
 def test_starts_of_one_name_are_told_apart(finished, capsys):

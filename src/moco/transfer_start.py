@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from moco import recipe_file
 from moco.encoder import trunk
-from moco.export.backbone import backbone_metadata, own_metadata
+from moco.export.backbone import backbone_metadata, load_backbone, own_metadata
+from moco.export.target import pixel_statistics
 from moco.recipe import mechanism
 from moco.transfer.loader import Pixels
 from moco.transfer_build import IMAGENET, Start
@@ -31,13 +32,14 @@ def open_start(spec: str, values: Trunk) -> Start:
     Args:
         spec: "random" (of the recipe's architecture), "random:RUN" (of a run's architecture),
             "supervised:FILE" (torchvision's key names, .pth or .safetensors; a backbone.safetensors
-            brings its own architecture and statistics), or RUN: a finished pre-training run or any
-            backbone.safetensors, whose row is what made it.
+            brings its own architecture and statistics), or RUN: a finished pre-training run, any
+            backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn, whose row
+            is what made it.
         values: the recipe's architecture, for what does not bring its own.
 
     Raises:
         FileNotFoundError: if there is no such file or run.
-        ValueError: if it does not hold weights of that architecture, or not for three channels.
+        ValueError: if it does not hold weights of that architecture, or not for three channels of 8 bits.
     """
     kind, _, where = spec.partition(":")
     if spec == "random":
@@ -51,7 +53,7 @@ def open_start(spec: str, values: Trunk) -> Start:
     about = backbone_metadata(path)
     _require_rgb(about, path)
     own = _trunk(about, values)
-    state = load_file(str(path))
+    state = load_backbone(path).state_dict()
     return Start(_row(path, about), spec, own, _pixels(about), _checked(state, own, path))
 
 
@@ -74,7 +76,13 @@ def _trunk(about: dict[str, Any], values: Trunk) -> Trunk:
 
 
 def _pixels(about: dict[str, Any]) -> Pixels:
-    return Pixels(tuple(about["mean"]), tuple(about["std"]))
+    if about.get("pixels") not in (None, "uint8"):
+        raise ValueError(
+            f"it was trained on {about['pixels']} pixels; detection and segmentation read 8 bits, which "
+            "would mean something else"
+        )
+    mean, std = pixel_statistics(about, 255)
+    return Pixels(tuple(mean), tuple(std))
 
 
 def _require_rgb(about: dict[str, Any], path: Path) -> None:

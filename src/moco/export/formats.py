@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from moco.export.target import Target, network, preparation, quoted, refusal
+from moco.export.target import Target, network, pixel_statistics, preparation, quoted, refusal
 
 _DEPTHS: dict[tuple[int, ...], int] = {
     (2, 2, 2, 2): 18,
@@ -115,9 +115,7 @@ class Detectron2(Target):
             "moco": json.dumps(about | {"preparation": preparation(about)}),
         }
         torch.save(content, folder / "moco.pth")
-        low, high = about.get("range") or (0, 255)
-        mean = [round(low + (high - low) * value, 4) for value in about["mean"]]
-        std = [round((high - low) * value, 4) for value in about["std"]]
+        mean, std = ([round(value, 4) for value in values] for values in pixel_statistics(about))
         (folder / "moco.yaml").write_text(
             f"INPUT:\n  FORMAT: RGB\n"
             f"MODEL:\n  WEIGHTS: {json.dumps(str((folder / 'moco.pth').resolve()))}\n"

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models.resnet import Bottleneck
 
 from moco.export.backbone import backbone_bytes
-from moco.export.target import Network, Target, network, preparation, quoted, refusal
+from moco.export.target import Network, Target, network, pixel_statistics, preparation, quoted, refusal
 
 
 class Safetensors(Target):
@@ -144,14 +144,13 @@ class Timm(Target):
 
 def _timm_input(about: dict[str, Any]) -> dict[str, Any]:
     """What timm calls a data configuration: how images, divided by 255, become inputs."""
-    prepare, (low, high) = preparation(about), about.get("range") or (0, 255)
-    scale = (high - low) / 255
+    prepare, (mean, std) = preparation(about), pixel_statistics(about, 255)
     return {
         "input_size": [about["channels"], about["size"], about["size"]],
         "interpolation": "bilinear",
         "crop_pct": prepare["centre_crop"] / prepare["resize_short_side"],
-        "mean": [low / 255 + scale * value for value in prepare["mean"]],
-        "std": [scale * value for value in prepare["std"]],
+        "mean": mean,
+        "std": std,
         "num_classes": 0,
         "license": about.get("licence", ""),
     }

@@ -179,6 +179,13 @@ def quoted(path: Path) -> str:
     return json.dumps(str(path), ensure_ascii=False)
 
 
+def pixel_statistics(about: dict[str, Any], unit: float = 1) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of pixels that are divided by `unit` and by nothing else."""
+    low, high = about.get("range") or (0, 255)
+    scale = (high - low) / unit
+    return [low / unit + scale * value for value in about["mean"]], [scale * value for value in about["std"]]
+
+
 def preparation(about: dict[str, Any]) -> dict[str, Any]:
     """How images become inputs, in values."""
     scale = "in [0, 1]"
