@@ -395,6 +395,8 @@ def test_nothing_is_overwritten_but_an_unfinished_packing_starts_anew(packed, tm
     stop = True
     with pytest.raises(KeyboardInterrupt):
         pack(member, 9, tmp_path / "out", shard_images=3)
+    with pytest.raises(ValueError, match=r"the packing of .*out did not finish"):
+        ShardSource(tmp_path / "out")
     stop = False
     pack(member, 9, tmp_path / "out", shard_images=3)
     source = ShardSource(tmp_path / "out")

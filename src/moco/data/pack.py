@@ -16,9 +16,7 @@ from PIL import Image, ImageOps
 
 from moco import chance
 from moco.data.header import sniff
-from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, ShardTable
-
-_UNFINISHED = ".packing"
+from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, UNFINISHED, ShardTable
 
 
 @dataclass(frozen=True)
@@ -77,10 +75,10 @@ def pack(
     """
     if shard_images < 1:
         raise ValueError(f"shard_images must be at least 1 image, got {shard_images}")
-    if out.exists() and any(out.iterdir()) and not (out / _UNFINISHED).exists():
+    if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
         raise FileExistsError(f"{out} is not empty; choose another folder, nothing was overwritten")
     out.mkdir(parents=True, exist_ok=True)
-    (out / _UNFINISHED).touch()
+    (out / UNFINISHED).touch()
     for old in out.glob("shard-*.tar*"):
         old.unlink()
     names: list[bytes] = []
@@ -111,7 +109,7 @@ def pack(
     aside.replace(out / SAMPLES)
     table = ShardTable(np.array(names), np.array(samples), np.array(sizes), classes)
     table.write(out, digests)
-    (out / _UNFINISHED).unlink()
+    (out / UNFINISHED).unlink()
     return Packed(sum(samples), len(names), sum(sizes), tuple(skipped))
 
 

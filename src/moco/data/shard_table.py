@@ -17,6 +17,8 @@ from moco.data.scan import EXTENSIONS
 RECORD = np.dtype([("block", "<u4"), ("length", "<u4"), ("label", "<i4")])
 BLOCK = 512  # bytes; tar members start at multiples of it
 SHARDS, SAMPLES = "shards.tsv", "samples.idx"
+UNFINISHED = ".packing"
+"""Stands in a folder of shards until all are written."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ def index_shards(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: if no image is in them.
-        ValueError: if the folder cannot be written to, or a shard is broken.
+        ValueError: if the folder cannot be written to, its packing did not finish, or a shard is broken.
     """
+    if (folder / UNFINISHED).exists():
+        raise ValueError(f"the packing of {folder} did not finish; give the same moco pack command again")
     names, samples, sizes = [], [], []
     classes: set[int] = set()
     aside = folder / f"{SAMPLES}.{os.getpid()}.tmp"
