@@ -85,6 +85,31 @@ def test_a_recipe_s_quarantine_list_is_not_that_of_other_images(run, tmp_path):
     assert read_run(tmp_path / "out")[1]["quarantine"] == ""
 
 
+@pytest.mark.parametrize("given", [[], ["--quarantine", "{list}"], ["--quarantine={list}"]])
+def test_a_list_that_is_asked_for_is_left_out_whatever_the_recipe_says(given, run, tmp_path, monkeypatch):
+    listed = tmp_path / "q.jsonl"
+    listed.write_text("")
+    values, about = read_run(run[0])
+    (tmp_path / "r.toml").write_text(recipe_file.text(values, about | {"quarantine": str(listed)}))
+    seen = {}
+
+    def pretrain(_, **words):
+        seen.update(words)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("moco.launch.pretrain", pretrain)
+    words = [word.format(list=listed) for word in given]
+    words += ["--data", tmp_path, "--out", tmp_path / "o"]
+    call("pretrain", "--from", tmp_path / "r.toml", *words, expect=2)
+    assert seen["quarantine"] == (listed if given else None)
+
+
+@pytest.mark.parametrize("name", ["photos[old]/3.png", "x[/old]/3.png"])
+def test_names_with_brackets_are_said_as_they_are(name, capsys):
+    moco.console.Terminal().say(f"another image takes the place of {name}")
+    assert name in capsys.readouterr().err
+
+
 def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):
     def fails(words):
         raise BrokenPipeError(32, f"the tracker's connection is gone {words}")

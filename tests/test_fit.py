@@ -64,6 +64,28 @@ def test_no_group_is_in_two_folds_and_every_class_is_in_all_others():
     assert not stratified_folds(labels[None], 3, one_patient[None]).any()
 
 
+def test_groups_are_dealt_to_folds_wherever_that_can_be_done():
+    generator = torch.Generator().manual_seed(0)
+    dealt = 0
+    for _ in range(300):
+        groups = torch.randint(4, (1, 20), generator=generator)
+        labels = torch.randint(3, (1, 20), generator=generator)
+        if min(len(groups[labels == c].unique()) for c in labels.unique()) < 2:
+            continue
+        folds = stratified_folds(labels, 3, groups)
+        dealt += 1
+        assert all(len(folds[labels == c].unique()) > 1 for c in labels.unique())
+    assert dealt > 100
+    alone = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]])  # a class of one group; two of three
+    folds = stratified_folds(torch.tensor([0, 0, 0, 1, 1, 1]).expand(2, -1), 2, alone)
+    assert not folds[0].any()
+    assert folds[1].any()
+    many = torch.arange(4000) // 2  # dealt in turn
+    folds = stratified_folds(torch.arange(4000)[None] % 7, 7, many[None])[0]
+    assert (torch.bincount(folds) == 800).all()
+    assert (folds[::2] == folds[1::2]).all()
+
+
 def test_the_accuracy_of_a_fit_is_that_of_groups_it_had_not_seen():
     """Frames of one video are all but equal: knowing one tells the others, and nothing of other videos."""
     generator = torch.Generator().manual_seed(0)

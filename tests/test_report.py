@@ -145,7 +145,11 @@ def test_the_command_is_the_recipe(name):
     default = Pretrain(recipe=base, data=tyro.MISSING, out=tyro.MISSING)
     call = tyro.cli(Pretrain, default=default, args=words[3:], config=FLAGS)
     assert call.recipe == values
-    assert (call.data, call.out, call.quarantine) == ("a b/c", Path("runs/x y"), Path("q 1"))
+    assert (call.data, call.out, call.quarantine) == (
+        "a b/c",
+        Path("runs/x y"),
+        Path("runs/x y/left-out.jsonl"),
+    )
 
 
 def test_the_command_of_other_kinds_is_a_file():

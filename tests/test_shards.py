@@ -116,6 +116,26 @@ def test_images_beside_shards_that_have_a_table_are_left_out(packed, tmp_path): 
     assert len(open_source(str(folder))) == 130
 
 
+def test_a_sample_without_a_class_is_the_only_one_without(tmp_path):
+    members = {"0.png": image(0), "0.cls": b"1", "1.png": image(1), "2.png": image(2), "2.cls": b"0"}
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    source = open_source(str(tmp_path))
+    assert (source.labels >= 0).tolist() == [True, False, True]
+
+
+def test_tar_files_that_came_later_are_told(tmp_path):
+    tarred(tmp_path / "a.tar", "0.png", "1.png")
+    assert open_source(str(tmp_path)).notes == ()
+    tarred(tmp_path / "b.tar", "0.png")
+    (note,) = open_source(str(tmp_path)).notes
+    assert note.startswith("1 tar file in ")
+    assert "left out (b.tar), which shards.tsv does not name" in note
+
+
 def test_second_images_of_one_key_are_told(tmp_path):
     tarred(tmp_path / "a.tar", *(f"cat.{i}.jpg" for i in range(5)), "dog.jpg")
     tarred(tmp_path / "b.tar", "x.png", "y.png")

@@ -278,6 +278,18 @@ def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):
         HuggingFaceSource(dataset.remove_columns("image"))
 
 
+def test_rows_of_hugging_face_without_a_group_belong_to_none(folder):
+    datasets = pytest.importorskip("datasets")
+    from moco.data.huggingface import HuggingFaceSource
+
+    content = next(folder.rglob("*.png")).read_bytes()
+    columns = {"image": [{"bytes": content, "path": None}] * 5, "group": [7, None, 7, None, -1]}
+    features = datasets.Features(image=datasets.Image(), group=datasets.Value("int64"))
+    groups = HuggingFaceSource(datasets.Dataset.from_dict(columns, features=features)).groups
+    assert groups[0] == groups[2]
+    assert len(groups.unique()) == 4
+
+
 def test_test_images_of_hugging_face_have_the_classes_and_the_form_of_the_training_images(tmp_path):
     datasets = pytest.importorskip("datasets")
 

@@ -127,6 +127,22 @@ def test_backbones_say_what_made_them(own, tmp_path):
         assert backbone_metadata(file)["mechanism"] == mechanism
 
 
+def test_a_counterpart_knows_of_its_images_what_the_run_s_backbone_does(own):
+    setting = open_setting(own)
+    supervised(setting, own / "supervised", FineTuning(epochs=1, batch=25), say=quiet)
+    facts = [backbone_metadata(path / "backbone.safetensors") for path in (own, own / "supervised")]
+    for name in "pixels", "image_size", "range", "trained_on":
+        assert facts[0][name] == facts[1][name]
+    assert (facts[0]["pixels"], facts[0]["image_size"]) == ("uint8", [16, 16])
+
+
+def test_a_kill_while_the_first_note_is_written_leaves_a_folder_to_begin_in(own, tmp_path):
+    (tmp_path / "ft").mkdir()
+    (tmp_path / "ft" / "finetune.json.tmp").touch()
+    setting = open_setting(own)
+    assert list(finetune_in(tmp_path / "ft", setting, choose_start(setting, None), QUICK))
+
+
 def test_the_counterpart_s_batch_is_no_larger_than_the_labels(own, tmp_path, capsys):
     setting = open_setting(own, few(tmp_path, 20))
     protocol = counterpart(setting)

@@ -285,6 +285,7 @@ def test_other_images_are_not_quarantined(labelled_run, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
+        ("knn",),
         ("linear", "--kind", "logistic"),
         ("linear", "--kind", "paper", "--epochs", "1", "--batch", "8"),
         ("few-labels", "--per-class", "2", "--share", "0.5", "--repeats", "2"),
@@ -302,6 +303,22 @@ def test_what_measures_with_labels_leaves_unreadable_images_out_and_counts_them(
     said = words_of(capsys, command, labelled_run[0], *flags).err
     assert "1 image could not be read, left out: a/04.png" in said
     assert "Traceback" not in said
+
+
+def test_knn_says_how_many_neighbours_it_took_and_needs_an_image(labelled_run, tmp_path, capsys):
+    for name in "a", "b":
+        (tmp_path / "x" / name).mkdir(parents=True)
+        photographs(
+            tmp_path / "x" / name, 10, broken=[f"{i:02d}.png" for i in range(10)] if name == "b" else []
+        )
+    shown = words_of(capsys, "knn", labelled_run[0], "--data", tmp_path / "x", "--k", 15, "--json")
+    assert json.loads(shown.out)["k"] == 8
+    assert "10 images could not be read" in shown.err
+    for path in (tmp_path / "x" / "a").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(SystemExit, match="2"):
+        main(["knn", str(labelled_run[0]), "--data", str(tmp_path / "x")])
+    assert "none of the images can be read" in capsys.readouterr().err
 
 
 def test_an_image_that_vanishes_ends_a_command_in_a_sentence(labelled_run, capsys, monkeypatch):

@@ -163,6 +163,12 @@ def test_diagnose(run, capsys):
     assert "RankMe" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("asked", "seen"), [(2000, 40), (33, 32), (15, 15)])
+def test_diagnose_says_how_many_images_it_looked_at(run, capsys, monkeypatch, asked, seen):
+    monkeypatch.setattr("moco.images._PAIRS", 20)
+    assert json_of(capsys, "diagnose", run, "--images", asked)["images"] == seen
+
+
 def test_diagnostics_stand_in_the_journal(run):
     rows = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     assert any({"retrieval", "alignment", "uniformity", "rankme"} <= row.keys() for row in rows)

@@ -142,7 +142,15 @@ def diagnose_run(
     spec, listed = chosen_images(out, run, data)
     views = pairs(values, open_like(spec, values.reading, listed, run.get("pixels")), where, count=images)
     rows = [row for row in read(out / "journal.jsonl") if "retrieval" in row]
-    return {**dict(diagnose(trained_encoder(out, where), views())), "images": images, "trend": trend(rows)}
+    seen = 0
+
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal seen
+        for pair in views():
+            seen += len(pair[0])
+            yield pair
+
+    return {**dict(diagnose(trained_encoder(out, where), counted())), "images": seen, "trend": trend(rows)}
 
 
 def raw_pixels(setting: Setting) -> tuple[Tensor, Tensor]:

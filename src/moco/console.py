@@ -65,7 +65,7 @@ class Terminal(Observer):
         self.knn = row.get("knn_trunk", self.knn)
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, soft_wrap=True)
+        self.console.print(sentence, markup=False, soft_wrap=True)
 
     def _describe(self, row: dict[str, Any]) -> str:
         if not row:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.knn import Labelled
 
-_PAIRS = 200  # pairs of views encoded at once
+_PAIRS = 200  # pairs of views encoded at once, at most
+_AT_ONCE = 4096  # files in the hands of a pool of threads
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,16 @@ class Portion:
             except Unreadable:
                 return False
 
+        fine = torch.ones(len(self.indices), dtype=torch.bool)
         with ThreadPoolExecutor(workers) as pool:
-            fine = torch.tensor(list(pool.map(reads, self.indices.tolist())))
-        lost = [self.source.sample_name(index) for index in sorted(self.indices[~fine].tolist())]
-        return self.take(fine.nonzero().flatten()), lost
+            for places in torch.arange(len(fine)).split(_AT_ONCE):
+                fine[places] = torch.tensor(list(pool.map(reads, self.indices[places].tolist())))
+        lost = self.take((~fine).nonzero().flatten())
+        return self.take(fine.nonzero().flatten()), lost.names()
+
+    def names(self) -> list[str]:
+        """What the images are called, in the order of the source."""
+        return [self.source.sample_name(index) for index in self.indices.sort().values.tolist()]
 
     def take(self, places: Tensor) -> "Portion":
         """Those at some places."""
@@ -196,14 +204,16 @@ def pairs(
 ) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """The pretext task's two views of images, always the same ones, for label-free diagnostics.
 
-    They are test images where there are any; else training images, which the network has seen.
+    They are test images where there are any; else training images, which the network has seen. Batches
+    are of one size, so up to one image less than there are batches may be left out.
     """
     source = data.test if data.test is not None else data.train
-    batch = min(_PAIRS, count, len(source))
-    loader = Loader(source, Views(values.views), batch, seed=values.seed, device=device)
+    count = min(count, len(source))
+    steps = math.ceil(count / _PAIRS)
+    loader = Loader(source, Views(values.views), count // steps, seed=values.seed, device=device)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for found in loader.stream(0, min(count, len(source)) // batch):
+        for found in loader.stream(0, steps):
             yield found.views[0], found.views[1]
 
     return batches

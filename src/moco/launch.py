@@ -14,21 +14,24 @@ from moco.build import build, resolve
 from moco.data.colour import opencv_for
 from moco.data.loader import Loader
 from moco.data.open import locate
+from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.views import Views
 from moco.evaluate.knn import knn
 from moco.finish import Result, baselines, finish
-from moco.images import Data, labelled, open_data, open_like
+from moco.images import Data, open_data, open_like, portions
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
 from moco.run_folder import (
+    LEFT_OUT,
     STOPPED,
     chosen_images,
     difference,
     is_free,
     leave_note,
     locked,
+    own_list,
     provenance,
     read_run,
     write_recipe,
@@ -110,7 +113,7 @@ def resume(
     out = Path(out)
     with processes.joined(time_limit=time_limit) as world:
         values, run = world.first(lambda: read_run(out))
-        spec = run["data"] if data is None else locate(data), run["quarantine"]
+        spec = run["data"] if data is None else locate(data), own_list(out, run)
         images = _open_once(spec, values.reading, world)
         return _run(values, spec, images, out, choose_device(device, world), workers, observers, world)
 
@@ -149,8 +152,9 @@ def measure_knn(
     k: int | None = None,
     temperature: float | None = None,
     device: str = "auto",
+    lost: list[str] | None = None,
 ) -> dict[str, float]:
-    """kNN accuracy in percent of trunk features and head output, on all labelled images.
+    """kNN accuracy in percent of trunk features and head output, on all labelled images that can be read.
 
     Args:
         out: weights, as for `moco.weights.open_weights`: a run folder or a file.
@@ -158,28 +162,33 @@ def measure_knn(
         k, temperature: see `moco.evaluate.knn.knn_predict`; None takes the run's own, and no
             more neighbours than there are images.
         device: "auto", "cpu", "cuda" or "mps".
+        lost: the names of images that cannot be read are added to it.
 
     Raises:
         FileNotFoundError: if there is no run or there are no images.
-        ValueError: if the images have no labels, or k is out of range.
+        ValueError: if the images have no labels or cannot be read, or k is out of range.
     """
     where = choose_device(device)
     weights = open_weights(out, where)
     values = weights.values
     spec, listed = chosen_images(weights.path, weights.run, data)
     images = open_like(spec, values.reading, listed, weights.about.get("pixels"))
-    sets = labelled(values, images, where)
-    if sets is None:
+    found = portions(images, values.seed)
+    if found is None:
         raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
-    count = len(sets[0].labels)
+    bank, queries = (portion.plain(values, where) for portion in found)
+    count = len(bank.classes)
     k = min(values.monitor.k, count) if k is None else k
     temperature = values.monitor.temperature if temperature is None else temperature
     if not 1 <= k <= count:
         raise ValueError(f"k must be between 1 and the {count} images of the bank, got {k}")
-    measured = dict(knn(weights.encoder, *sets, k=k, temperature=temperature))
+    measured = dict(knn(weights.encoder, bank, queries, k=k, temperature=temperature))
     if not weights.has_head:
         del measured["knn_output"]
-    return {"k": k, "temperature": temperature, **measured}
+    if lost is not None:
+        for portion, images_read in zip(found, (bank, queries), strict=True):
+            lost += portion.take(torch.tensor(sorted(images_read.unreadable), dtype=torch.long)).names()
+    return {"k": min(k, len(bank.labels)), "temperature": temperature, **measured}
 
 
 def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:
@@ -200,7 +209,8 @@ def _refuse_another(out: Path, values: Recipe, spec: tuple[str, str]) -> None:
     if not (out / "recipe.toml").exists():
         return
     stored, run = recipe_file.read(out / "recipe.toml")
-    if stored != values or (run["data"], run["quarantine"]) != spec:
+    lists = (read_quarantine(path) if path else None for path in (own_list(out, run), spec[1]))
+    if stored != values or run["data"] != spec[0] or next(lists) != next(lists):
         other = difference(stored, values) or f"data {run['data']} {run['quarantine']}".rstrip()
         raise FileExistsError(
             f"{out} holds another run ({other}); "
@@ -279,6 +289,8 @@ def _begin(
         if known["data"] != spec[0]:  # they were moved
             write_recipe(out, values, known | {"data": spec[0]})
     else:
+        if spec[1]:
+            (out / LEFT_OUT).write_bytes(Path(spec[1]).read_bytes())
         about = provenance(*spec, data, fingerprint, device) | {"processes": world.size}
         write_recipe(out, values, about)
     classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""

@@ -6,7 +6,7 @@ import errno
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 
 from moco import __version__, recipe_file
 from moco.data.open import locate
-from moco.data.source import ArraySource
+from moco.data.source import ArraySource, Source
 from moco.images import Data
 from moco.recipe import Recipe
 
+LEFT_OUT = "left-out.jsonl"
+"""The list of images that a run was told to leave out, as it was when the run began."""
 STOPPED = "stopped"
 """A file that is there while a run waits to be continued because a signal ended it."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -62,14 +64,19 @@ def chosen_images(out: Path, run: dict[str, Any], data: str | None) -> tuple[str
     spec = own if data is None else data
     if spec is None:
         raise ValueError(f"{out} does not say on which images it was trained; give --data")
-    return spec, run.get("quarantine", "") if locate(spec) == own else ""
+    return spec, own_list(out, run) if locate(spec) == own else ""
 
 
-def is_free(out: Path) -> bool:
-    """Whether a run may begin in a folder: it is not there, empty, or holds what a kill left at once."""
+def own_list(out: Path, run: dict[str, Any]) -> str:
+    """The list of images that a run leaves out: the copy in its folder, which moves with it; "" for none."""
+    return str(out / LEFT_OUT) if run.get("quarantine") else ""
+
+
+def is_free(out: Path, left: Container[str] = (".lock", LEFT_OUT, "recipe.toml.tmp")) -> bool:
+    """Whether work may begin in a folder: it is not there, empty, or holds what a kill left at once."""
     if not out.exists():
         return True
-    return out.is_dir() and {path.name for path in out.iterdir()} <= {".lock", "recipe.toml.tmp"}
+    return out.is_dir() and all(path.name in left for path in out.iterdir())
 
 
 @contextlib.contextmanager
@@ -103,17 +110,19 @@ def provenance(
     spec: str, quarantine: str, data: Data, fingerprint: str, device: torch.device
 ) -> dict[str, Any]:
     """What reproducing a run needs besides its recipe."""
-    sides = data.train.pixels.shape[2:] if isinstance(data.train, ArraySource) else None
-    return {
-        "data": spec,
-        "quarantine": quarantine,
+    images = image_facts(data.train, fingerprint)
+    return {"data": spec, "quarantine": quarantine, **images, **machine(device)}
+
+
+def image_facts(source: Source, fingerprint: str) -> dict[str, Any]:
+    """What a network must know of the images it was trained on, to be used on others."""
+    facts = {
         "fingerprint": fingerprint,
-        "images": len(data.train),
-        "channels": data.train.channels,
-        "pixels": str(data.train.dtype).removeprefix("torch."),
-        **({"image_size": list(sides)} if sides else {}),
-        **machine(device),
+        "images": len(source),
+        "channels": source.channels,
+        "pixels": str(source.dtype).removeprefix("torch."),
     }
+    return facts | ({"image_size": list(source.pixels.shape[2:])} if isinstance(source, ArraySource) else {})
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from moco.data.open import locate
 from moco.evaluate.finetune import Classifier, FineTuning, train_classifier
 from moco.export.backbone import backbone_bytes
 from moco.recipe import Recipe
-from moco.run_folder import difference, is_free
+from moco.run_folder import difference, image_facts, is_free
 from moco.starts import Setting, Start, untrained_start
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.weights import backbone_about
@@ -44,7 +44,7 @@ class Kept:
                     "overwritten"
                 )
             self.rows = known["rows"]
-        elif not note.exists() and not is_free(note.parent):
+        elif not note.exists() and not is_free(note.parent, (note.name + ".tmp",)):
             raise FileExistsError(
                 f"{note.parent} holds something else; choose another folder, nothing was overwritten"
             )
@@ -79,6 +79,8 @@ def _other(known: dict[str, Any], values: Recipe, plan: dict[str, Any]) -> str:
     """The first value in which a plan that is known differs from one that is asked for."""
     if found := difference(recipe_file.from_dict(Recipe, known["recipe"]), values):
         return found
+    if known.get("images") == plan["images"]:  # the same ones, wherever they lie now
+        known = known | {"data": plan["data"]}
     known = known | {"data": locate(known["data"])}
     for name, asked in plan.items():
         if name == "weights" and known.get(name) != asked:
@@ -234,7 +236,9 @@ def supervised(setting: Setting, out: str | Path, protocol: FineTuning, *, say: 
     net = start.classifier(setting)
     for row in kept.write(finetune(setting, start, protocol, net=net, folder=kept.checkpoints)):
         say(f"supervised, epoch {row['epoch']}: loss {row['loss']:.3f}, top-1 {row['top1']:.1f} %")
-    about = backbone_about(setting.values, setting.channels) | {"mechanism": "supervised"}
+    source = setting.train.source
+    facts = image_facts(source, source.fingerprint())
+    about = backbone_about(setting.values, setting.channels, facts) | {"mechanism": "supervised"}
     write_atomically(backbone, backbone_bytes(net.trunk, about))
     return kept.rows
 

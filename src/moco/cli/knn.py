@@ -30,9 +30,14 @@ class Knn:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Knn, args=words, prog="moco knn", config=FLAGS)
+    from moco.console import tell_lost
     from moco.launch import measure_knn
 
-    values = measure_knn(call.run, data=call.data, k=call.k, temperature=call.temperature, device=call.device)
+    lost: list[str] = []
+    values = measure_knn(
+        call.run, data=call.data, k=call.k, temperature=call.temperature, device=call.device, lost=lost
+    )
+    tell_lost(lost)
     if call.json:
         print(json.dumps(values))
     else:

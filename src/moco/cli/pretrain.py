@@ -71,10 +71,14 @@ def run(words: list[str]) -> int:
     if words[:1] == ["--from"]:
         if len(words) < 2:
             raise ValueError("--from takes the recipe.toml of a run")
-        (base, run), words = read(Path(words[1])), words[2:]
+        source, words = Path(words[1]), words[2:]
+        base, run = read(source)
         embedded = {"data": run["data"]} if "data" in run else {}
         if run.get("quarantine"):
-            embedded["quarantine"] = Path(run["quarantine"])
+            from moco.run_folder import own_list
+
+            copy = Path(own_list(source.parent, run))
+            embedded["quarantine"] = copy if copy.exists() else Path(run["quarantine"])
     elif words and not words[0].startswith("-"):
         base, words = get(words[0]), words[1:]
     else:
@@ -93,7 +97,7 @@ def run(words: list[str]) -> int:
     from moco.launch import pretrain
 
     quarantine = call.quarantine
-    if quarantine is not None and quarantine == embedded.get("quarantine"):
+    if "quarantine" in embedded and not any(word.split("=")[0] == "--quarantine" for word in words):
         quarantine = quarantine if locate(call.data) == locate(embedded["data"]) else None  # of other images
     with _terminal() as terminal, contextlib.ExitStack() as records:
         observers = [records.enter_context(record) for record in _records(call)]

@@ -1,5 +1,6 @@
 """Images of Hugging Face data sets: saved to disk, as Parquet or Arrow files, in memory, or by name."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.source import each_its_own, renumbered
 
+_LOOKED_AT = 16  # images whose bytes are in a fingerprint
 _SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 
 
@@ -22,6 +24,7 @@ class HuggingFaceSource(EncodedSource):
     Args:
         dataset: has a column of type Image; a ClassLabel column gives labels, a column "group" groups.
         name: what to call it.
+        part: what names of images begin with, such as "train"; "" takes the name.
         classes: the classes to number by, those of the training images; none takes the column's.
         reading: how files become pixels.
         quarantine: names of images to leave out.
@@ -36,6 +39,7 @@ class HuggingFaceSource(EncodedSource):
         dataset: Any,
         *,
         name: str = "dataset",
+        part: str = "",
         classes: Sequence[str] = (),
         reading: Reading | None = None,
         quarantine: frozenset[str] = frozenset(),
@@ -49,10 +53,11 @@ class HuggingFaceSource(EncodedSource):
                 f"{name} must have a column of type Image, it has {', '.join(map(str, dataset.features))}"
             )
         self.column, self.name, self.reading = columns[0], name, reading or Reading()
+        self.part = part
         dataset = dataset.cast_column(self.column, datasets.Image(decode=False))
         rows = np.arange(len(dataset))
         if quarantine:
-            rows = np.array([i for i in rows if f"{name}[{i}]" not in quarantine], dtype=np.int64)
+            rows = np.array([i for i in rows if self._row_name(int(i)) not in quarantine], dtype=np.int64)
         self._rows, self.dataset = rows, dataset
         self.labels, self.classes = None, list(classes)
         for column, kind in dataset.features.items():
@@ -63,9 +68,9 @@ class HuggingFaceSource(EncodedSource):
                     self.labels = renumbered(labels, kind.names, self.classes, name)
                 break
         if "group" in dataset.features:
-            values = np.asarray(dataset["group"][:])[rows]
+            values = np.asarray(["-1" if v is None else str(v) for v in dataset["group"][:]])[rows]
             numbers = np.unique(values, return_inverse=True)[1]
-            self.groups = each_its_own(torch.from_numpy(np.where(values == -1, -1, numbers)))
+            self.groups = each_its_own(torch.from_numpy(np.where(values == "-1", -1, numbers)))
         self.take_form(form or self.sniff_form())
 
     def __len__(self) -> int:
@@ -80,11 +85,21 @@ class HuggingFaceSource(EncodedSource):
         return read_file(Path(cell["path"]), self.reading)
 
     def sample_name(self, index: int) -> str:
-        return f"{self.name}[{int(self._rows[index])}]"
+        return self._row_name(int(self._rows[index]))
+
+    def _row_name(self, row: int) -> str:
+        return f"{self.part or self.name}[{row}]"
 
     def fingerprint(self) -> str:
-        rows = self._rows.tobytes()
-        return hashlib.sha256(f"{self.dataset._fingerprint}{len(self)}".encode() + rows).hexdigest()[:16]
+        digest = hashlib.sha256(f"{self.dataset.features!r}{len(self.dataset)}".encode())
+        digest.update(self._rows.tobytes())
+        for tensor in self.labels, self.groups:
+            if tensor is not None:
+                digest.update(tensor.numpy().tobytes())
+        for index in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(np.int64)).tolist():
+            with contextlib.suppress(OSError, ValueError):  # whoever reads it says what it lacks
+                digest.update(self.content(index))
+        return digest.hexdigest()[:16]
 
 
 def open_huggingface(
@@ -128,7 +143,7 @@ def open_huggingface(
             if word in splits:
                 classes, form = (train.classes, train.form) if train is not None else ((), None)
                 return HuggingFaceSource(
-                    splits[word], name=f"hf:{spec} ({split})", classes=classes, reading=reading,
+                    splits[word], name=f"hf:{spec} ({split})", part=split, classes=classes, reading=reading,
                     quarantine=quarantine, form=form,
                 )  # fmt: skip
         return None

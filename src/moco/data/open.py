@@ -114,14 +114,14 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
             return _torchvision(name, str(path), split, reading)
     if has_shards(path) or not (path / "train").is_dir():
         return None if split == "test" else _images(path, str(path), reading, quarantine)
-    train = _images(path / "train", f"{spec} (train)", reading, _below(quarantine, "train"))
+    train = _images(path / "train", f"{spec} (train)", reading, quarantine, "train")
     train.notes += _tars(path)
     if split == "train":
         return train
     found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
     if not found:
         return None
-    return _images(path / found[0], f"{spec} ({found[0]})", reading, _below(quarantine, found[0]), train)
+    return _images(path / found[0], f"{spec} ({found[0]})", reading, quarantine, found[0], train)
 
 
 def _images(
@@ -129,14 +129,17 @@ def _images(
     name: str,
     reading: Reading,
     quarantine: frozenset[str],
+    part: str = "",
     train: ShardSource | FolderSource | None = None,
 ) -> ShardSource | FolderSource:
-    """The shards or image files of a folder; test images have the classes and form of the training images."""
+    """The shards or image files of a folder, which may be a part of a set; test images have the classes and
+    form of the training images."""
     classes, form = (train.classes, train.form) if train is not None else ((), None)
     if has_shards(folder):
         return ShardSource(
-            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine
+            folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine, part=part
         )
+    quarantine = _below(quarantine, part) if part else quarantine
     try:
         source = FolderSource(
             folder, name=name, classes=classes, reading=reading, form=form, quarantine=quarantine

@@ -79,8 +79,8 @@ def pack(
         raise FileExistsError(f"{out} is not empty; choose another folder, nothing was overwritten")
     out.mkdir(parents=True, exist_ok=True)
     (out / UNFINISHED).touch()
-    for old in out.glob("shard-*.tar*"):
-        old.unlink()
+    for old in (*out.glob("shard-*.tar*"), out / SHARDS, out / SAMPLES):
+        old.unlink(missing_ok=True)
     names: list[bytes] = []
     samples: list[int] = []
     sizes: list[int] = []

@@ -128,14 +128,14 @@ def index_shards(folder: Path) -> None:
         aside.unlink()
         raise FileNotFoundError(f"no image in the tar files of {folder} (looked for {', '.join(EXTENSIONS)})")
     aside.replace(folder / SAMPLES)
-    labels = [str(c) for c in range(max(classes) + 1)] if classes and min(classes) >= 0 else []
+    labels = tuple(str(c) for c in range(max(classes) + 1))
     note = (
         f"{second:,} images in shards are left out: the name of a sample ends at its first dot, and they "
         f"have that of an earlier image, such as {example}"
         if second
         else ""
     )
-    table = ShardTable(np.array(names), np.array(samples), np.array(sizes), tuple(labels), note)
+    table = ShardTable(np.array(names), np.array(samples), np.array(sizes), labels, note)
     table.write(folder, ["-"] * len(names))
 
 

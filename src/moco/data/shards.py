@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class ShardSource(EncodedSource):
         reading: how images become pixels, and how many may be missing.
         form: of the pixels, that of the training images; None finds it.
         quarantine: samples to leave out, as `sample_name` names them, wherever their folder lies now.
+        part: the folder's name where it is a part of a set, such as "train"; names of samples begin with it.
 
     Raises:
         FileNotFoundError: if there is no shard, or no image in them.
@@ -63,12 +64,14 @@ class ShardSource(EncodedSource):
         reading: Reading | None = None,
         form: Form | None = None,
         quarantine: frozenset[str] = frozenset(),
+        part: str = "",
     ):
         if not has_shards(folder):
             raise FileNotFoundError(f"no tar shard in {folder}")
         if not (folder / SHARDS).exists():
             index_shards(folder)
         self.folder, self.name, self.reading = folder, name or str(folder), reading or Reading()
+        self.part = part
         self.table = read_table(folder)
         self._ends = np.cumsum(self.table.samples)
         count = int(self._ends[-1]) if len(self._ends) else 0
@@ -91,17 +94,21 @@ class ShardSource(EncodedSource):
         self._broken = np.array([self._is_broken(shard) for shard in range(len(self.shards))])
         self.classes = list(classes or self.table.classes)
         self.labels = self._labels() if self.table.classes and count <= MOST_LABELS else None
-        self.notes = tuple(note for note in (self.table.note, self._missing()) if note)
+        self.notes = tuple(note for note in (self.table.note, self._missing(), self._unlisted()) if note)
         self.take_form(form or self.sniff_form())
 
     def _listed(self, quarantine: frozenset[str]) -> np.ndarray:
         """Numbers of the samples that a list names, in their order."""
         if not quarantine:
             return np.empty(0, np.int64)
-        shards = {Path(self._path(i)).parts[-2:]: i for i in range(len(self.table.names))}
+        shards = {name.decode(): i for i, name in enumerate(self.table.names)}
+        folders = {self.part, self.folder.name, *(["train", ""] if self.part in ("train", "") else [])}
         found = set()
         for match in filter(None, map(_NAMED.fullmatch, quarantine)):
-            number, shard = int(match[1].replace(",", "")), shards.get(Path(match[2]).parts[-2:])
+            path = Path(match[2])
+            number, shard = int(match[1].replace(",", "")), shards.get(path.name)
+            if path.parent.name not in folders:
+                continue
             if shard is not None and number < self.table.samples[shard]:
                 found.add(self._first(shard) + number)
         return np.array(sorted(found), np.int64)
@@ -143,6 +150,18 @@ class ShardSource(EncodedSource):
             )
         return f"{note}; other images take their place"
 
+    def _unlisted(self) -> str:
+        """A sentence about tar files that the table does not know, or ""."""
+        known = set(self.table.names.tolist())
+        more = sorted(path.name for path in self.folder.glob("*.tar") if os.fsencode(path.name) not in known)
+        if not more:
+            return ""
+        shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")
+        return (
+            f"{len(more):,} tar file{'s' * (len(more) > 1)} in {self.folder} left out ({shown}), which "
+            f"{SHARDS} does not name; delete it and {SAMPLES} to index all shards anew"
+        )
+
     def __len__(self) -> int:
         return int(self._ends[-1]) - len(self._out)
 
@@ -161,7 +180,8 @@ class ShardSource(EncodedSource):
     def sample_name(self, index: int) -> str:
         sample = self._sample(index)
         shard = int(self._shard(sample))
-        return f"sample {sample - self._first(shard):,} of {self._path(shard)}"
+        name = self.table.names[shard].decode()
+        return f"sample {sample - self._first(shard):,} of {f'{self.part}/{name}' if self.part else name}"
 
     def _sample(self, index: int) -> int:
         """Number of an image among all samples of the shards."""
@@ -202,6 +222,6 @@ class _File:
     def read(self, length: int, offset: int) -> bytes:
         return os.pread(self.descriptor, length, offset)
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)

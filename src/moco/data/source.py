@@ -59,7 +59,8 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A digest by which a resumed run recognises its images: of arrays all pixels, of folders
-        the names and sizes of all files; and of the groups, where there are any."""
+        the names and sizes of all files, of others what tells them apart cheaply; and of the groups, where
+        there are any. It is the same wherever the images lie."""
 
 
 class ArraySource(Source):
@@ -160,7 +161,10 @@ class DatasetSource(Source):
         return f"{self.name}[{index}]"
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.dataset!r}{len(self)}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{type(self.dataset).__name__} {self.name} {len(self)}".encode())
+        if self.labels is not None:
+            digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def each_its_own(groups: Tensor) -> Tensor:

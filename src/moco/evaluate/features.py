@@ -21,7 +21,11 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def extract(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"]]) -> Features:
-    """Features in evaluation mode; the encoder's mode and statistics are left as they were."""
+    """Features in evaluation mode; the encoder's mode and statistics are left as they were.
+
+    Raises:
+        ValueError: if there is no image.
+    """
     was_training = encoder.training
     encoder.eval()
     try:
@@ -32,6 +36,8 @@ def extract(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"]]
             output.append(encoder.project(features).float().cpu())
     finally:
         encoder.train(was_training)
+    if not trunk:
+        raise ValueError("none of the images can be read")
     return Features(torch.cat(trunk), torch.cat(output))
 
 

@@ -129,8 +129,8 @@ def fit_predict(
     features = torch.stack([train for train, _ in standard])
     folds = stratified_folds(labels, classes, groups)
     choice = torch.full((len(features),), len(penalties) // 2)
-    if int(folds.max()) > 0:
-        choice = _validate(features, labels, classes, penalties, folds)
+    if bool((checked := folds.amax(1) > 0).any()):
+        choice[checked] = _validate(features[checked], labels[checked], classes, penalties, folds[checked])
     penalty = torch.tensor(penalties, dtype=features.dtype)[choice]
     weights = logistic_regression(features, labels, classes, penalty[:, None])
     pairs = zip(weights, standard, strict=True)
@@ -153,40 +153,43 @@ def stratified_folds(
     labels: Int[Tensor, "S M"], classes: int, groups: Int[Tensor, "S M"] | None = None
 ) -> Int[Tensor, "S M"]:
     """Deal each problem's images of each class to at most five folds in turn, or, of images in groups, whole
-    groups; one fold where a class has only one image, or one group, in some problem."""
+    groups; one fold where some class has only one image, or one group, in a problem."""
     if groups is not None and any(len(names.unique()) < len(names) for names in groups):
         return _folds_of_groups(labels, classes, groups)
     one_hot = F.one_hot(labels, classes)
-    fewest = int(one_hot.sum(1).where(one_hot.sum(1) > 0, torch.tensor(2**31)).min())
-    if fewest < 2:
-        return torch.zeros_like(labels)
+    counts = one_hot.sum(1)
+    fewest = counts.where(counts > 0, counts.max()).amin(1, keepdim=True)
     turn = (one_hot.cumsum(1) * one_hot).sum(2) - 1
-    return turn % min(_FOLDS, fewest)
+    return torch.where(fewest < 2, 0, turn % fewest.clamp(1, _FOLDS))
 
 
 def _folds_of_groups(labels: Tensor, classes: int, groups: Tensor) -> Tensor:
-    """Each group, the largest first, to the fold that has least of its classes."""
-    tables, numbers = [], []
-    for answers, names in zip(labels, groups, strict=True):
-        found, number = names.unique(return_inverse=True)
-        table = torch.zeros(len(found), classes)
-        tables.append(table.index_put_((number, answers), torch.ones(()), accumulate=True))
-        numbers.append(number)
-    spans = torch.stack([(table > 0).sum(0) for table in tables])  # groups that a class is in
-    count = min(_FOLDS, int(spans[spans > 0].min()))
-    folds = torch.zeros_like(labels)
-    if count < 2:
-        return folds
-    for fold, table, number in zip(folds, tables, numbers, strict=True):
-        share = table / table.sum(0).clamp(min=1)
-        filled, place = torch.zeros(count, classes), torch.zeros(len(table), dtype=torch.long)
-        for group in share.sum(1).argsort(descending=True, stable=True).tolist():
-            place[group] = (filled * share[group]).sum(1).argmin()
-            filled[place[group]] += share[group]
-        if bool((filled.amax(0) > 1 - 1e-4).any()):  # all of a class in one fold
-            return torch.zeros_like(labels)
-        fold.copy_(place[number])
-    return folds
+    return torch.stack([_dealt(*problem, classes) for problem in zip(labels, groups, strict=True)])
+
+
+def _dealt(labels: Int[Tensor, " M"], groups: Int[Tensor, " M"], classes: int) -> Int[Tensor, " M"]:
+    """Each group, the largest first, to the fold that has least of its classes; many groups in turn.
+
+    Fewer folds are tried where a class would be in one alone.
+    """
+    found, number = groups.unique(return_inverse=True)
+    pairs = torch.stack([number, labels]).unique(dim=1)
+    spans = torch.bincount(pairs[1], minlength=classes)  # groups that a class is in
+    for count in range(min(_FOLDS, int(spans[spans > 0].min())), 1, -1):
+        place = torch.arange(len(found)) % count
+        if len(found) <= _MANY:
+            table = torch.zeros(len(found), classes)
+            table.index_put_((number, labels), torch.ones(()), accumulate=True)
+            share = table / table.sum(0).clamp(min=1)
+            filled = torch.zeros(count, classes)
+            for group in share.sum(1).argsort(descending=True, stable=True).tolist():
+                place[group] = (filled * share[group]).sum(1).argmin()
+                filled[place[group]] += share[group]
+        folds = place[number]
+        held = torch.stack([folds, labels]).unique(dim=1)
+        if bool((torch.bincount(held[1], minlength=classes)[spans > 0] > 1).all()):
+            return folds
+    return torch.zeros_like(labels)
 
 
 def check_finite(features: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from moco.recipe import Recipe
 from moco.recipes import RECIPES, get
+from moco.run_folder import own_list
 
 
 def command(values: Recipe, run: dict[str, Any], out: Path) -> str:
@@ -27,7 +28,7 @@ def command(values: Recipe, run: dict[str, Any], out: Path) -> str:
         words += [values.name, *(word for word in flags if word is not None)]
     words += ["--data", run["data"]]
     if run.get("quarantine"):
-        words += ["--quarantine", run["quarantine"]]
+        words += ["--quarantine", own_list(out, run)]
     return shlex.join([*words, "--out", str(out)])
 
 
