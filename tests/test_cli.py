@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from moco import recipe_file
 from moco.cli import main
 from moco.console import Terminal
 from moco.recipes import RECIPES
-from moco.run_folder import read_run
+from moco.run_folder import leave_note, read_run
 from test_run import save_arrays
 
 TINY = [
@@ -108,6 +109,32 @@ def test_a_list_that_is_asked_for_is_left_out_whatever_the_recipe_says(given, ru
 def test_names_with_brackets_are_said_as_they_are(name, capsys):
     moco.console.Terminal().say(f"another image takes the place of {name}")
     assert name in capsys.readouterr().err
+
+
+def test_training_goes_on_when_nobody_listens_any_more(run, tmp_path):
+    """`2>&1 | head -1`: what is said is lost, the run is not."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import moco; from moco.console import Terminal; "
+        "from tiny import tiny_recipe; "
+        f"data, out = {run[1]!r}, {str(tmp_path / 'run')!r}; "
+        "moco.pretrain(tiny_recipe(), data=data, out=out, observers=[Terminal()])"
+    )
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    process.stderr.readline()
+    process.stderr.close()
+    assert process.wait(120) == 0
+    assert (tmp_path / "run" / "result.json").exists()
+    assert not (tmp_path / "run" / "stopped").exists()
+
+
+def test_only_a_run_that_was_asked_to_leave_says_so(tmp_path):
+    leave_note(tmp_path, SystemExit(1))
+    assert not (tmp_path / "stopped").exists()
+    leave_note(tmp_path, SystemExit(75))
+    assert "to be continued" in (tmp_path / "stopped").read_text()
 
 
 def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 import moco
+from moco.assess import measure_knn
 from moco.cli import main
 from moco.data.loader import plain_batches
 from moco.data.open import open_source
 from moco.embedding_files import WRITERS, holds_embeddings, read_embeddings
 from moco.embeddings import Embeddings, embed, joined, nearest
-from moco.launch import measure_knn
 from moco.weights import images_of, open_weights
 from test_run import finished  # noqa: F401
 
@@ -139,6 +139,8 @@ def test_search_finds_the_image_itself(finished, tmp_path, capsys):  # noqa: F81
     assert json.loads(capsys.readouterr().out) == found
     call("search", out, tmp_path / "query.png", "--k", 1)
     assert capsys.readouterr().out.split()[:2] == ["1.0000", "42"]
+    call("embed", out, "--out", f"{tmp_path / 'made'}/")
+    assert "made/embeddings.npy: " in capsys.readouterr().out
     call("embed", out, "--to", "csv", "--split", "test", "--out", tmp_path / "e.csv", "--json")
     assert json.loads(capsys.readouterr().out)["images"] == 40
     features = read_embeddings(tmp_path / "e.csv").features

@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 import moco
+from moco.assess import measure_knn
 from moco.data.open import open_source
 from moco.data.pack import Member, pack
 from moco.data.quarantine import quarantine_text
 from moco.data.reading import Reading
 from moco.data.source import DatasetSource
-from moco.launch import measure_knn
 from moco.recipe import MomentumQueue
 from moco.run_folder import read_run
 from moco.starts import open_setting

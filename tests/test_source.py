@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -105,6 +106,10 @@ def test_run_folders_are_no_images(tmp_path):
     write(tmp_path / "x.png")
     write(tmp_path / "runs" / "first" / "views.png")
     (tmp_path / "runs" / "first" / "recipe.toml").touch()
+    for name, mark in ("doctor", "doctor.json"), ("study", "study.json"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "runs" / "first" / "views.png", tmp_path / name)
+        (tmp_path / name / mark).touch()
     assert names(FolderSource(tmp_path)) == ["x.png"]
 
 

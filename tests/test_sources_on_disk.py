@@ -181,6 +181,12 @@ def test_tables_test_on_validation_rows_only_where_there_are_no_others(folder, t
         assert len(open_source(str(tmp_path / "s.csv"), "test")) == count
 
 
+def test_a_table_without_training_rows_says_what_its_rows_are_called(tmp_path):
+    (tmp_path / "x.csv").write_text("path,split\na.png,dev\nb.png,test\n")
+    with pytest.raises(FileNotFoundError, match='"split" holds dev, test: training images are called train'):
+        open_source(str(tmp_path / "x.csv"))
+
+
 def test_rows_of_no_group_belong_to_none(folder, tmp_path):
     files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
     lines = [f"{path},{'-1' if i < 4 else 'a'}" for i, path in enumerate(files[:6])]

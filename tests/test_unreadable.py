@@ -16,6 +16,7 @@ from PIL import Image
 
 import moco
 from moco import assess, chance, recipe_file
+from moco.batch import TooManyUnreadable
 from moco.cli import main
 from moco.data.decoding import ATTEMPTS
 from moco.data.encoded import FolderSource
@@ -138,6 +139,19 @@ def test_more_than_the_budget_ends_the_run_and_names_them(finished, tmp_path):
     with pytest.raises(RuntimeError, match=r"3 of 40 images cannot be read, more than reading.budget = 0.05"):
         moco.pretrain(STRICT, data=str(data), out=tmp_path / "run")
     assert read_quarantine(tmp_path / "run" / "quarantine.jsonl") == set(BROKEN)
+
+
+@pytest.mark.parametrize("error", [TooManyUnreadable("3 of 40"), RuntimeError("a fault")])
+def test_only_faults_of_code_end_with_a_traceback(error, monkeypatch, capsys):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr("moco.cli.knn.run", run)
+    with pytest.raises(SystemExit, match="1"):
+        main(["knn"])
+    shown = capsys.readouterr().err
+    assert f"moco: the run failed: {error}" in shown
+    assert ("Traceback" in shown) == (type(error) is RuntimeError)
 
 
 class LeaveAfter(StopAfter):

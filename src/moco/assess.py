@@ -12,17 +12,65 @@ from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.features import pixels
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, few_label_curve, on_features
 from moco.evaluate.finetune import FineTuning, predict, train_classifier
+from moco.evaluate.knn import knn
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
 from moco.evaluate.logistic import fit_predict
-from moco.images import open_like, pairs
+from moco.images import open_like, pairs, portions
 from moco.launch import choose_device, trained_encoder
 from moco.run_folder import chosen_images, read_run
 from moco.starts import Setting, Start
 from moco.training.journal import read
+from moco.weights import open_weights
 
 RAW_SIDE, RAW_DIRECTIONS = 24, 256
 _FEW_LABEL_STEPS = 200
 _FEW_LABEL_BATCH = 32
+
+
+def measure_knn(
+    out: str | Path,
+    *,
+    data: str | None = None,
+    k: int | None = None,
+    temperature: float | None = None,
+    device: str = "auto",
+    lost: list[str] | None = None,
+) -> dict[str, float]:
+    """kNN accuracy in percent of trunk features and head output, on all labelled images that can be read.
+
+    Args:
+        out: weights, as for `moco.weights.open_weights`: a run folder or a file.
+        data: labelled images, as for `pretrain`; None takes the run's own.
+        k, temperature: see `moco.evaluate.knn.knn_predict`; None takes the run's own, and no
+            more neighbours than there are images.
+        device: "auto", "cpu", "cuda" or "mps".
+        lost: the names of images that cannot be read are added to it.
+
+    Raises:
+        FileNotFoundError: if there is no run or there are no images.
+        ValueError: if the images have no labels or cannot be read, or k is out of range.
+    """
+    where = choose_device(device)
+    weights = open_weights(out, where)
+    values = weights.values
+    spec, listed = chosen_images(weights.path, weights.run, data)
+    images = open_like(spec, values.reading, listed, weights.about)
+    found = portions(images, values.seed)
+    if found is None:
+        raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
+    bank, queries = (portion.plain(values, where) for portion in found)
+    count = len(bank.classes)
+    k = min(values.monitor.k, count) if k is None else k
+    temperature = values.monitor.temperature if temperature is None else temperature
+    if not 1 <= k <= count:
+        raise ValueError(f"k must be between 1 and the {count} images of the bank, got {k}")
+    measured = dict(knn(weights.encoder, bank, queries, k=k, temperature=temperature))
+    if not weights.has_head:
+        del measured["knn_output"]
+    if lost is not None:
+        for portion, images_read in zip(found, (bank, queries), strict=True):
+            lost += portion.take(torch.tensor(sorted(images_read.unreadable), dtype=torch.long)).names()
+    return {"k": min(k, len(bank.labels)), "temperature": temperature, **measured}
 
 
 def linear(
@@ -140,7 +188,7 @@ def diagnose_run(
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
     spec, listed = chosen_images(out, run, data)
-    views = pairs(values, open_like(spec, values.reading, listed, run.get("pixels")), where, count=images)
+    views = pairs(values, open_like(spec, values.reading, listed, run), where, count=images)
     rows = [row for row in read(out / "journal.jsonl") if "retrieval" in row]
     seen = 0
 

@@ -39,3 +39,7 @@ class Batch:
         yield first, second, second_order
         if symmetric:
             yield second, first, first_order
+
+
+class TooManyUnreadable(RuntimeError):
+    """More images than `reading.budget` allows, or too many in a row, cannot be read."""

@@ -1,6 +1,7 @@
 """What a run shows on a terminal: a progress bar where there is one, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +14,21 @@ from moco.embeddings import Embeddings
 from moco.training.trainer import Observer
 
 
+class _Console(Console):
+    """On standard error; whoever does not read it any more misses what is said, and nothing else happens."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        self.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
 class Terminal(Observer):
     """Progress on standard error, so that standard output holds results only."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = _Console()
         self.steps = self.batch_size = self.first = 0
         self.knn: float | None = None
         self.started: float | None = None
@@ -59,7 +70,7 @@ class Terminal(Observer):
         elif row and row["step"] == done:
             left = (self.steps - done) * self.batch_size / speed
             rate = f"{speed:.0f} images/s  {_duration(left)} left"
-            print(f"step {done:,}/{self.steps:,}  {rate}  {self._describe(row)}", file=sys.stderr, flush=True)
+            self.say(f"step {done:,}/{self.steps:,}  {rate}  {self._describe(row)}")
 
     def row(self, row: dict[str, Any]) -> None:
         self.knn = row.get("knn_trunk", self.knn)
@@ -93,7 +104,7 @@ def _duration(seconds: float) -> str:
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[Embeddings], Embeddings]]:
     """A progress bar on standard error, where that is a terminal; what it is told of is handed on."""
-    console = Console(stderr=True, highlight=False)
+    console = _Console()
     columns = [TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True)]
     hidden = not (console.is_terminal or console.is_jupyter)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:

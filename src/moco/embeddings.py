@@ -11,6 +11,7 @@ from torch import Tensor
 from moco.data.loader import plain_batches
 from moco.data.source import ArraySource, Source
 from moco.evaluate.features import extract
+from moco.images import check_form
 from moco.weights import Weights
 
 LAYERS = ("trunk", "output")
@@ -64,11 +65,7 @@ def embed(
         raise ValueError(f"the layer must be one of {', '.join(LAYERS)}, got {layer!r}")
     if layer == "output" and not weights.has_head:
         raise ValueError(f"{weights.path} holds no head, so there is no output; take the trunk")
-    if source.channels != weights.about["channels"]:
-        raise ValueError(
-            f"{source.name} has images of {source.channels} channels, {weights.path} was trained on "
-            f"{weights.about['channels']}"
-        )
+    check_form(source, weights.about)
     chosen = torch.arange(len(source)) if indices is None else indices
     device = next(weights.encoder.parameters()).device
     labels, found = image_labels(source), 0

@@ -3,9 +3,10 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,22 +127,31 @@ def as_trained(reading: Reading, pixels: str | None) -> Reading:
     return dataclasses.replace(reading, bits=8) if pixels == "uint8" else reading
 
 
-def check_pixels(source: Source, pixels: str | None) -> None:
-    """Refuse images of another pixel type than those a network was trained on; None is not known.
+def check_form(source: Source, about: Mapping[str, Any]) -> None:
+    """Refuse images of other channels or pixels than those a network was trained on.
+
+    Args:
+        source: the images.
+        about: "channels" and "pixels" of those it was trained on, where they are known.
 
     Raises:
         ValueError: if they are; their values would mean something else.
     """
+    channels, pixels = about.get("channels"), about.get("pixels")
+    if channels is not None and source.channels != channels:
+        raise ValueError(
+            f"{source.name} has images of {source.channels} channels, the weights were trained on {channels}"
+        )
     have = str(source.dtype).removeprefix("torch.")
     if pixels is not None and have != pixels:
         raise ValueError(f"{source.name} has {have} pixels, the weights were trained on {pixels}")
 
 
-def open_like(spec: str, reading: Reading, quarantine: str, pixels: str | None) -> Data:
-    """As `open_data`, for weights that were trained on pixels of a type (see `as_trained`)."""
-    data = open_data(spec, as_trained(reading, pixels), quarantine)
+def open_like(spec: str, reading: Reading, quarantine: str, about: Mapping[str, Any]) -> Data:
+    """As `open_data`, for weights that were trained on images of a form (see `as_trained`, `check_form`)."""
+    data = open_data(spec, as_trained(reading, about.get("pixels")), quarantine)
     for source in (data.train, *(() if data.test is None else (data.test,))):
-        check_pixels(source, pixels)
+        check_form(source, about)
     return data
 
 

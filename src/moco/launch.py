@@ -17,16 +17,14 @@ from moco.data.open import locate
 from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.views import Views
-from moco.evaluate.knn import knn
 from moco.finish import Result, baselines, finish
-from moco.images import Data, open_data, open_like, portions
+from moco.images import Data, open_data
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
 from moco.run_folder import (
     LEFT_OUT,
     STOPPED,
-    chosen_images,
     difference,
     is_free,
     leave_note,
@@ -38,10 +36,10 @@ from moco.run_folder import (
 )
 from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer, train
-from moco.weights import open_weights, trained_encoder
+from moco.weights import trained_encoder
 from moco.world import World
 
-__all__ = ["Result", "baselines", "measure_knn", "pretrain", "resume", "trained_encoder"]
+__all__ = ["Result", "baselines", "pretrain", "resume", "trained_encoder"]
 
 
 def pretrain(
@@ -143,52 +141,6 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)
     return device
-
-
-def measure_knn(
-    out: str | Path,
-    *,
-    data: str | None = None,
-    k: int | None = None,
-    temperature: float | None = None,
-    device: str = "auto",
-    lost: list[str] | None = None,
-) -> dict[str, float]:
-    """kNN accuracy in percent of trunk features and head output, on all labelled images that can be read.
-
-    Args:
-        out: weights, as for `moco.weights.open_weights`: a run folder or a file.
-        data: labelled images, as for `pretrain`; None takes the run's own.
-        k, temperature: see `moco.evaluate.knn.knn_predict`; None takes the run's own, and no
-            more neighbours than there are images.
-        device: "auto", "cpu", "cuda" or "mps".
-        lost: the names of images that cannot be read are added to it.
-
-    Raises:
-        FileNotFoundError: if there is no run or there are no images.
-        ValueError: if the images have no labels or cannot be read, or k is out of range.
-    """
-    where = choose_device(device)
-    weights = open_weights(out, where)
-    values = weights.values
-    spec, listed = chosen_images(weights.path, weights.run, data)
-    images = open_like(spec, values.reading, listed, weights.about.get("pixels"))
-    found = portions(images, values.seed)
-    if found is None:
-        raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
-    bank, queries = (portion.plain(values, where) for portion in found)
-    count = len(bank.classes)
-    k = min(values.monitor.k, count) if k is None else k
-    temperature = values.monitor.temperature if temperature is None else temperature
-    if not 1 <= k <= count:
-        raise ValueError(f"k must be between 1 and the {count} images of the bank, got {k}")
-    measured = dict(knn(weights.encoder, bank, queries, k=k, temperature=temperature))
-    if not weights.has_head:
-        del measured["knn_output"]
-    if lost is not None:
-        for portion, images_read in zip(found, (bank, queries), strict=True):
-            lost += portion.take(torch.tensor(sorted(images_read.unreadable), dtype=torch.long)).names()
-    return {"k": min(k, len(bank.labels)), "temperature": temperature, **measured}
 
 
 def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:

@@ -194,7 +194,8 @@ def _batch_and_dictionary(found: Plan) -> None:
     encoder = dataclasses.replace(found.recipe.encoder, bn_group=group)
     found.recipe = dataclasses.replace(found.recipe, encoder=encoder, batch=batch)
     _note(found, "batch", batch, f"{n // batch} steps per epoch of {n:,} images", "MoCo uses 256")
-    _note(found, "encoder.bn_group", group, "images per GPU of the paper", "MoCo, Section 3.3")
+    why = "images per GPU of the paper" if group == 32 else "half of the batch, so that keys can be shuffled"
+    _note(found, "encoder.bn_group", group, why, "MoCo, Section 3.3")
     most = 4096 if small else 65_536
     size = min(most, 2 ** int(math.log2(n / 2)))
     reason = f"at most half of the {n:,} images, and no more than helps at this size"

@@ -17,6 +17,7 @@ from moco.data.open import locate
 from moco.data.source import ArraySource, Source
 from moco.images import Data
 from moco.recipe import Recipe
+from moco.training.interruption import EXIT_CODE
 
 LEFT_OUT = "left-out.jsonl"
 """The list of images that a run was told to leave out, as it was when the run began."""
@@ -27,8 +28,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def leave_note(out: Path, left: SystemExit) -> None:
-    """Say in a run folder that the run waits to be continued."""
-    (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
+    """Say in a run folder that the run waits to be continued, if it was asked to leave."""
+    if left.code == EXIT_CODE:
+        (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
 
 
 def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -16,7 +16,7 @@ from moco.encoder import Encoder
 from moco.evaluate.features import Features, calibrate, extract
 from moco.evaluate.finetune import Classifier
 from moco.export.backbone import backbone_metadata, load_backbone
-from moco.images import Data, Portion, check_pixels, open_like, portions
+from moco.images import Data, Portion, check_form, open_like, portions
 from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
 from moco.recipe import Recipe
@@ -79,11 +79,7 @@ def open_setting(
         values, run = weights.values, {"channels": weights.about["channels"]}
         run |= {"pixels": weights.about.get("pixels")}
     spec, listed = chosen_images(out, run, data)
-    images = open_like(spec, values.reading, listed, run.get("pixels"))
-    if images.train.channels != run["channels"]:
-        raise ValueError(
-            f"{out} takes images of {run['channels']} channels, those of {spec} have {images.train.channels}"
-        )
+    images = open_like(spec, values.reading, listed, run)
     for source in (images.train, *(() if images.test is None else (images.test,))):
         if source.labels is None:
             raise ValueError(f"{source.name} has no labels; give class folders or a labels array")
@@ -198,7 +194,7 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
             raise ValueError(
                 f"{where} takes images of {about['channels']} channels, these have {setting.channels}"
             )
-        check_pixels(setting.train.source, about.get("pixels"))
+        check_form(setting.train.source, about)
     views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
     encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
     values = dataclasses.replace(setting.values, views=views)

@@ -23,7 +23,7 @@ from moco.export.backbone import backbone_metadata, backbone_path, build_trunk
 from moco.export.foreign import head_kind, read_foreign
 from moco.export.target import Exported, export_backbone, missing
 from moco.export.targets import TARGETS, target
-from moco.images import as_trained, check_pixels
+from moco.images import as_trained, check_form
 from moco.recipe import Recipe
 from moco.run_folder import chosen_images, read_run
 from moco.training.checkpoint import Checkpoints
@@ -200,11 +200,10 @@ def images_if_any(weights: Weights, data: str | None, split: str) -> Source | No
     """As `images_of`; None if there are no test images."""
     spec, listed = chosen_images(weights.path, weights.run, data)
     quarantine = read_quarantine(listed) if listed else frozenset[str]()
-    pixels = weights.about.get("pixels")
-    reading = as_trained(weights.values.reading, pixels)
+    reading = as_trained(weights.values.reading, weights.about.get("pixels"))
     source = open_source(spec, split, reading=reading, quarantine=quarantine)
     if source is not None:
-        check_pixels(source, pixels)
+        check_form(source, weights.about)
     return source
 
 

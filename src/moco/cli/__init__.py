@@ -104,7 +104,11 @@ def _run(words: list[str]) -> int:
     except (FloatingPointError, ConnectionError, TimeoutError, Unreadable) as error:
         return _fail(error)
     except Exception as error:
-        traceback.print_exc()
+        from moco.batch import TooManyUnreadable
+
+        full = isinstance(error.__cause__, OSError)  # a disk, mostly; neither is the fault of any code
+        if not full and not isinstance(error, TooManyUnreadable):
+            traceback.print_exc()
         return _fail(error)
     except KeyboardInterrupt:
         print("moco: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -22,7 +22,8 @@ class Embed:
     to: Literal["parquet", "npy", "csv"] = "npy"
     """Kind of file: parquet (needs pyarrow), npy with a CSV of names beside it, or csv."""
     out: Path | None = None
-    """The file; None takes RUN/embeddings, or embeddings beside a file, with the kind's ending."""
+    """The file, or a folder for a file embeddings with the kind's ending; None takes RUN, or the folder of a
+    file."""
     split: Literal["train", "test"] = "train"
     """Which of the images, where there are both."""
     layer: Literal["trunk", "output"] = "trunk"
@@ -45,7 +46,9 @@ def run(words: list[str]) -> int:
     weights = open_weights(call.weights, choose_device(call.device))
     source = images_of(weights, call.data, call.split)
     beside = call.weights if call.weights.is_dir() else call.weights.parent
-    path = call.out if call.out is not None else beside / f"embeddings.{call.to}"
+    path = call.out if call.out is not None else beside
+    if path.is_dir() or path.suffix != f".{call.to}":
+        path = path / f"embeddings.{call.to}"
     lost: list[str] = []
     parts = embed(weights, source, layer=call.layer, lost=lost)
     first = next(parts)  # what does not fit is refused before a file is begun

@@ -30,8 +30,8 @@ class Knn:
 def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Knn, args=words, prog="moco knn", config=FLAGS)
+    from moco.assess import measure_knn
     from moco.console import tell_lost
-    from moco.launch import measure_knn
 
     lost: list[str] = []
     values = measure_knn(

@@ -49,5 +49,5 @@ def run(words: list[str]) -> int:
         device=choose_device(call.device),
     )
     size = path.stat().st_size
-    print(json.dumps({"file": str(path), "bytes": size}) if call.json else f"{path}: {size / 2**20:.1f} MiB")
+    print(json.dumps({"file": str(path), "bytes": size}) if call.json else f"{path}: {size / 1000:,.0f} kB")
     return 0

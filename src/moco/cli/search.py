@@ -37,6 +37,7 @@ def run(words: list[str]) -> int:
     from moco.data.decode import decode
     from moco.data.form import Form
     from moco.data.source import ArraySource
+    from moco.data.unreadable import Unreadable
     from moco.embedding_files import holds_embeddings, read_embeddings
     from moco.embeddings import embed, joined, nearest
     from moco.launch import choose_device
@@ -46,7 +47,10 @@ def run(words: list[str]) -> int:
         raise FileNotFoundError(f"there is no file {call.image}")
     weights = open_weights(call.weights, choose_device(call.device))
     form = Form(weights.about["channels"], getattr(torch, weights.about.get("pixels") or "uint8"))
-    pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
+    try:
+        pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
+    except Unreadable as error:
+        raise ValueError(str(error)) from None
     query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image))))
     if call.data is not None and holds_embeddings(Path(call.data)):
         bank = read_embeddings(Path(call.data))

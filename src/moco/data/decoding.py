@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moco.batch import TooManyUnreadable
 from moco.data.crop import resize
 from moco.data.encoded import EncodedSource, Opened
 from moco.data.parameters import Parameters
@@ -77,7 +78,7 @@ class Crops:
                 return
         index = int(self.index[rows[0]])
         last = self.known.get(index, f"{self.source.sample_name(index)} is missing")
-        raise RuntimeError(f"{ATTEMPTS + 1} images drawn in a row cannot be read, at last: {last}")
+        raise TooManyUnreadable(f"{ATTEMPTS + 1} images drawn in a row cannot be read, at last: {last}")
 
     def _try(self, rows: np.ndarray) -> np.ndarray:
         """Make the crops of these rows; where that fails is True."""

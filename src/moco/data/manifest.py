@@ -62,7 +62,9 @@ def open_manifest(
     if not len(rows):
         if split == "test":
             return None
-        raise FileNotFoundError(f"no training image in {path}")
+        found = ", ".join(sorted({str(value) for value in columns.get("split", ())})[:5])
+        where = f', whose column "split" holds {found}: training images are called train' if found else ""
+        raise FileNotFoundError(f"no training image in {path}{where}")
     chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
     labels, names = _numbered(chosen, "label", path, classes)
     groups, _ = _numbered(chosen, "group", path)

@@ -15,6 +15,8 @@ from moco.data.header import FIRST, Header, sniff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 _ENDINGS = tuple(map(str.encode, EXTENSIONS))
+_OURS = (b"recipe.toml", b"study.json", b"doctor.json")
+"""What the folders hold that this package wrote: their pictures are no images of the set."""
 _SETTLED = 2_000_000_000  # ns; a folder changed later than this before its scan is read again next time
 
 
@@ -40,8 +42,8 @@ class Folder:
 def scan(root: str, follow_links: bool) -> list[Folder]:
     """All folders below the root in the order of their paths.
 
-    Each folder is visited once, however many links lead to it; names that begin with a dot and run
-    folders are left out. No file is opened, nor asked for anything.
+    Each folder is visited once, however many links lead to it; names that begin with a dot, and folders
+    of runs, studies and doctor's reports, are left out. No file is opened, nor asked for anything.
     """
     found: dict[str, Folder] = {}
     pending, seen = [""], set[tuple[int, int]]()
@@ -71,7 +73,7 @@ def scan(root: str, follow_links: bool) -> list[Folder]:
 def _entries(
     path: str, below_root: bool, follow_links: bool
 ) -> tuple[list[bytes], list[str], Counter[str]] | None:
-    """Image files and folders in a folder, and what is skipped; None for a run folder."""
+    """Image files and folders in a folder, and what is skipped; None for a folder this package wrote."""
     names, below, skipped = list[bytes](), list[str](), Counter[str]()
     with os.scandir(os.fsencode(path)) as opened:
         for entry in opened:
@@ -81,7 +83,7 @@ def _entries(
             elif entry.is_file(follow_symlinks=False):
                 if name.endswith(_ENDINGS) or name.lower().endswith(_ENDINGS):
                     names.append(name)
-                elif name == b"recipe.toml" and below_root:
+                elif name in _OURS and below_root:
                     return None
                 else:
                     skipped["files without an image's ending"] += 1

@@ -39,7 +39,8 @@ def plot_curves(
     axes = list(figure.subplots(1, panels))
     epochs = [row["epoch"] for row in steps]
 
-    axes[0].plot(epochs, [row["loss"] for row in steps], color=_BLUE)
+    marker = "o" if len(steps) == 1 else ""
+    axes[0].plot(epochs, [row["loss"] for row in steps], marker=marker, color=_BLUE)
     if interpreter.guessing is not None:
         axes[0].axhline(interpreter.guessing, color=_GREY, linestyle="--", linewidth=1)
         axes[0].annotate(
@@ -54,7 +55,7 @@ def plot_curves(
             xycoords=("data", "axes fraction"), color=_GREY, fontsize=8,
         )  # fmt: skip
     label_axis(axes[0], "loss", "nats")
-    axes[1].plot(epochs, [100 * row["accuracy"] for row in steps], color=_ORANGE)
+    axes[1].plot(epochs, [100 * row["accuracy"] for row in steps], marker=marker, color=_ORANGE)
     axes[1].set_ylim(0, 100)
     label_axis(axes[1], "pretext accuracy", "% of queries that find their key")
     if measured:

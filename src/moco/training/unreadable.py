@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moco.batch import Batch
+from moco.batch import Batch, TooManyUnreadable
 from moco.training.journal import Journal
 from moco.world import World
 
@@ -31,7 +31,7 @@ class Unreadables:
     def take(self, batch: Batch) -> Iterator[str]:
         """Take in what all processes found; yield a sentence for each image that is new.
 
-        Every process calls it where one has something new, and raises the same RuntimeError once
+        Every process calls it where one has something new, and raises the same TooManyUnreadable once
         there are too many.
         """
         shares = self.world.assemble(self.new(batch))
@@ -43,7 +43,7 @@ class Unreadables:
             yield f"another image takes the place of {name}, which cannot be read: {reason}"
         if len(self.known) > self.budget * self.images:
             where = self.journal.quarantine_path or "the journal"
-            raise RuntimeError(
+            raise TooManyUnreadable(
                 f"{len(self.known):,} of {self.images:,} images cannot be read, more than reading.budget = "
                 f"{self.budget:g}; they are named in {where}: leave them out with --quarantine, or raise "
                 "--reading.budget"
