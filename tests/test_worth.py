@@ -231,6 +231,11 @@ def test_weights_from_elsewhere_are_fed_as_they_ask(run, tmp_path):
     assert next(iter(start_images(start, setting))).shape[-1] == 224
     with pytest.raises(ValueError, match="does not hold torchvision/resnet34"):
         choose_start(setting, f"torchvision/resnet34:{file}")
+    trunk = load_backbone(run / "backbone.safetensors")
+    state = {f"module.encoder_q.{name}": tensor for name, tensor in trunk.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "released.pth")
+    start = choose_start(setting, str(tmp_path / "released.pth"))
+    assert torch.equal(start.encoder.trunk.state_dict()["conv1.weight"], trunk.state_dict()["conv1.weight"])
 
 
 def start_images(start, setting):

@@ -190,10 +190,6 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
         trunk = load_backbone(where)
         size, mean, std = about["size"], tuple(about["mean"]), tuple(about["std"])
         range = known_range(about) or setting.values.views.range
-        if about["channels"] != setting.channels:
-            raise ValueError(
-                f"{where} takes images of {about['channels']} channels, these have {setting.channels}"
-            )
         check_form(setting.train.source, about)
     views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
     encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
