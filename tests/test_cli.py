@@ -105,8 +105,8 @@ def test_a_list_that_is_asked_for_is_left_out_whatever_the_recipe_says(given, ru
     assert seen["quarantine"] == (listed if given else None)
 
 
-@pytest.mark.parametrize("name", ["photos[old]/3.png", "x[/old]/3.png"])
-def test_names_with_brackets_are_said_as_they_are(name, capsys):
+@pytest.mark.parametrize("name", ["photos[old]/3.png", "x[/old]/3.png", "a/:cat:.png"])
+def test_names_are_said_as_they_are(name, capsys):
     moco.console.Terminal().say(f"another image takes the place of {name}")
     assert name in capsys.readouterr().err
 

@@ -14,11 +14,14 @@ from moco.embeddings import Embeddings
 from moco.training.trainer import Observer
 
 
-class _Console(Console):
-    """On standard error; whoever does not read it any more misses what is said, and nothing else happens."""
+class Plain(Console):
+    """A console on standard error that says words as they are, brackets and colons too.
+
+    Whoever does not read it any more misses what is said, and nothing else happens.
+    """
 
     def __init__(self) -> None:
-        super().__init__(stderr=True, highlight=False)
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
         self.file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -28,7 +31,7 @@ class Terminal(Observer):
     """Progress on standard error, so that standard output holds results only."""
 
     def __init__(self) -> None:
-        self.console = _Console()
+        self.console = Plain()
         self.steps = self.batch_size = self.first = 0
         self.knn: float | None = None
         self.started: float | None = None
@@ -76,7 +79,7 @@ class Terminal(Observer):
         self.knn = row.get("knn_trunk", self.knn)
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, soft_wrap=True)
+        self.console.print(sentence, soft_wrap=True)
 
     def _describe(self, row: dict[str, Any]) -> str:
         if not row:
@@ -104,7 +107,7 @@ def _duration(seconds: float) -> str:
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[Embeddings], Embeddings]]:
     """A progress bar on standard error, where that is a terminal; what it is told of is handed on."""
-    console = _Console()
+    console = Plain()
     columns = [TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True)]
     hidden = not (console.is_terminal or console.is_jupyter)
     with Progress(*columns, console=console, transient=True, disable=hidden) as bar:

@@ -1,15 +1,14 @@
 """What is seen while a study runs: a live table on a terminal, a line per cell elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from moco.ablate.plan import Job, Plan
+from moco.console import Plain
 from moco.training.journal import read
 
 _EVERY = 2.0  # seconds between two looks at the journals
@@ -34,7 +33,7 @@ class Board:
     ):
         self.plan, self.seconds, self.slots = plan, dict(seconds), max(1, slots)
         self.tell = tell
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Plain()
         self.live: Live | None = None
         self.at: dict[str, float] = {}
         self.looked = 0.0
@@ -77,10 +76,8 @@ class Board:
         """A line that stays."""
         if self.tell is not None:
             self.tell(sentence)
-        elif self.live is not None:
-            self.live.console.print(sentence, soft_wrap=True)
         else:
-            print(sentence, file=sys.stderr, flush=True)
+            self.console.print(sentence, soft_wrap=True)
 
     def left(self) -> float:
         """Seconds until the last cell has ended, about."""

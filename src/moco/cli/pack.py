@@ -127,11 +127,12 @@ class _bar:
     """A progress bar on standard error where that is a terminal."""
 
     def __init__(self, total: int, what: str):
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from moco.console import Plain
+
         columns = [TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True)]
-        console = Console(stderr=True)
+        console = Plain()
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task(what, total=total)
 
