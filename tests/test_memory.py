@@ -179,7 +179,7 @@ def test_images_share_the_room_and_large_ones_take_turns():
 
 def test_the_system_gets_the_memory_of_large_images_back_at_once(monkeypatch):
     trimmed = []
-    monkeypatch.setattr("moco.data.memory._trim", lambda: trimmed.append(True))
+    monkeypatch.setattr("moco.data.memory.trim", lambda: trimmed.append(True))
     room = Room()
     with room.take(1 << 20, 1 << 30):
         pass

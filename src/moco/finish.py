@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from moco.build import build_encoder
+from moco.data.memory import trim
 from moco.evaluate.features import calibrate, pixels
 from moco.evaluate.knn import Labelled, accuracy, knn
 from moco.export.backbone import backbone_bytes
@@ -105,6 +106,7 @@ def finish(
         trained = knn(run.f_q, *sets, k=k, temperature=temperature)
         table = {name.replace("knn", "trained"): value for name, value in trained}
         table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}
+    trim()
     plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)
     last = next(row for row in reversed(rows) if "loss" in row)
     seconds = round(time.perf_counter() - started, 1)
@@ -115,4 +117,5 @@ def finish(
         write_report([out], device=device)
     except (OSError, RuntimeError, ValueError) as error:  # the run is whole without its page
         say(f"report.html could not be written: {error}")
+    trim()
     return result

@@ -101,16 +101,16 @@ class Room:
             yield
         finally:
             if amount >= _LARGE:
-                _trim()
+                trim()
             with self._condition:
                 self._taken -= amount
                 self._condition.notify_all()
 
 
-def _trim() -> None:
+def trim() -> None:
     """Give free memory back to the system; glibc keeps it in an arena for each thread otherwise."""
-    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
+    if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        malloc_trim(0)
 
 
 ROOM = Room()
