@@ -76,6 +76,8 @@ def test_groups_are_dealt_to_folds_wherever_that_can_be_done():
         dealt += 1
         assert all(len(folds[labels == c].unique()) > 1 for c in labels.unique())
     assert dealt > 100
+    labels, groups = torch.tensor([2, 1, 0, 0, 0, 2, 1]), torch.tensor([1, 1, 3, 3, 0, 3, 0])
+    assert sorted(stratified_folds(labels[None], 3, groups[None]).unique()) == [0, 1, 2]  # two cannot do
     alone = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]])  # a class of one group; two of three
     folds = stratified_folds(torch.tensor([0, 0, 0, 1, 1, 1]).expand(2, -1), 2, alone)
     assert not folds[0].any()

@@ -12,6 +12,7 @@ from moco.assess import raw_pixels
 from moco.cli import main
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
+from moco.evaluate import linear, logistic
 from moco.evaluate.finetune import IMAGENET, INATURALIST, FineTuning
 from moco.export.backbone import backbone_bytes, backbone_metadata, load_backbone
 from moco.starts import choose_start, open_setting, untrained_start
@@ -161,6 +162,34 @@ def test_diagnose(run, capsys):
     assert 0 <= found["retrieval"] <= 100
     call("diagnose", run, "--images", 20)
     assert "RankMe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("linear", "--kind", "grid"),
+        ("linear", "--kind", "logistic"),
+        ("few-labels", "--share", "0.5", "--repeats", "2"),
+    ],
+)
+def test_whatever_is_chosen_among_labelled_images_is_chosen_by_whole_groups(
+    run, tmp_path, monkeypatch, words
+):
+    arrays = dict(np.load(save_arrays(tmp_path)))
+    np.savez(tmp_path / "grouped.npz", **arrays, groups=np.arange(len(arrays["images"])) // 5)
+    seen = []
+
+    def spy(of, name):
+        whole = getattr(of, name)
+        monkeypatch.setattr(of, name, lambda *a, **k: seen.append(a) or whole(*a, **k))
+
+    spy(logistic, "_folds_of_groups")
+    spy(linear, "_tenth")
+    call(words[0], run, "--data", tmp_path / "grouped.npz", *words[1:])
+    assert seen
+    assert all(
+        any(isinstance(x, torch.Tensor) and len(x.unique()) < x.numel() for x in call) for call in seen
+    )
 
 
 @pytest.mark.parametrize(("asked", "seen"), [(2000, 40), (33, 32), (15, 15)])

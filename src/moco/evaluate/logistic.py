@@ -170,12 +170,13 @@ def _folds_of_groups(labels: Tensor, classes: int, groups: Tensor) -> Tensor:
 def _dealt(labels: Int[Tensor, " M"], groups: Int[Tensor, " M"], classes: int) -> Int[Tensor, " M"]:
     """Each group, the largest first, to the fold that has least of its classes; many groups in turn.
 
-    Fewer folds are tried where a class would be in one alone.
+    There are as many folds as the class in fewest groups has; more where a class would be in one alone.
     """
     found, number = groups.unique(return_inverse=True)
     pairs = torch.stack([number, labels]).unique(dim=1)
     spans = torch.bincount(pairs[1], minlength=classes)  # groups that a class is in
-    for count in range(min(_FOLDS, int(spans[spans > 0].min())), 1, -1):
+    fewest = int(spans[spans > 0].min())
+    for count in range(min(_FOLDS, fewest), min(_FOLDS, len(found)) + 1) if fewest > 1 else ():
         place = torch.arange(len(found)) % count
         if len(found) <= _MANY:
             table = torch.zeros(len(found), classes)
