@@ -161,8 +161,8 @@ def _refuse_another(out: Path, values: Recipe, spec: tuple[str, str]) -> None:
     if not (out / "recipe.toml").exists():
         return
     stored, run = recipe_file.read(out / "recipe.toml")
-    lists = (read_quarantine(path) if path else None for path in (own_list(out, run), spec[1]))
-    if stored != values or run["data"] != spec[0] or next(lists) != next(lists):
+    known, asked = (read_quarantine(path) if path else None for path in (own_list(out, run), spec[1]))
+    if stored != values or run["data"] != spec[0] or known != asked:
         other = difference(stored, values) or f"data {run['data']} {run['quarantine']}".rstrip()
         raise FileExistsError(
             f"{out} holds another run ({other}); "
