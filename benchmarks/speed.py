@@ -46,6 +46,7 @@ from moco.loss import info_nce
 from moco.recipes.small import cifar, cpu
 from moco.resnet import resnet
 from moco.run_folder import machine
+from moco.training.sgd import SGD
 from moco.training.step import step
 from moco.world import Solo
 from speed_table import ROWS
@@ -233,7 +234,7 @@ def sgd(rounds: int) -> Measured:
         b.grad = a.grad.clone()
     values: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     usual = torch.optim.SGD(nets[0].parameters(), **values, foreach=False, fused=False)
-    ours = torch.optim.SGD(nets[1].parameters(), **values, fused=True)
+    ours = SGD(nets[1].parameters(), **values)
     usual.step(), ours.step()
     for a, b in zip(*(net.parameters() for net in nets), strict=True):
         torch.testing.assert_close(a, b)
@@ -288,7 +289,7 @@ def both_steps(
 
     run: Any = Ours()
     run.f_q, run.keys, run.dictionary = f_q.train(), build_keys(values, f_q).train(), table
-    run.optimizer = torch.optim.SGD(f_q.parameters(), lr, momentum=0.9, weight_decay=decay, fused=True)
+    run.optimizer = SGD(f_q.parameters(), lr, momentum=0.9, weight_decay=decay)
     interleaved = torch.arange(values.batch).view(-1, group).T.flatten()
     return plain, run, loader.batch, interleaved
 

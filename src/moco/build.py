@@ -18,6 +18,7 @@ from moco.images import Data, labelled, pairs
 from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
+from moco.training.sgd import SGD
 from moco.training.trainer import Run
 from moco.world import World
 
@@ -202,7 +203,7 @@ def build(
     if isinstance(criterion, nn.Module):
         criterion.to(device)
     o = values.optimizer
-    optimizer = torch.optim.SGD(
+    optimizer = (SGD if device.type == "cpu" else torch.optim.SGD)(
         f_q.parameters(),
         o.lr,
         momentum=o.momentum,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moco.batch import TooManyUnreadable
-from moco.data.crop import resize
+from moco.data.crop import crop_boxes, resize
 from moco.data.encoded import EncodedSource, Opened
 from moco.data.parameters import Parameters
 from moco.data.source import Source
@@ -129,7 +129,7 @@ class Crops:
         factor = _shrink(opened.header.format, boxes, self.views.augmentation.size)
         with source.room(opened, factor):
             try:
-                image = source.decode(opened, index, factor)
+                image = source.decode(opened, factor)
             except Unreadable as error:
                 self._note(index, error)
                 return False
@@ -145,9 +145,11 @@ class Crops:
 
     def _boxes(self, rows: np.ndarray, extents: list[tuple[int, int]]) -> np.ndarray:
         """(views, rows, 4): top, left, height and width in images of these heights and widths."""
-        heights, widths = torch.tensor(extents).view(-1, 2).unbind(1)
-        chosen = torch.from_numpy(rows)
-        return np.stack([self.views.boxes(p.take(chosen), heights, widths).numpy() for p in self.parameters])
+        chosen, count = torch.from_numpy(rows), len(self.parameters)
+        draws = torch.cat([p.crop_draws[chosen] for p in self.parameters])
+        heights, widths = torch.tensor(extents).view(-1, 2).repeat(count, 1).unbind(1)
+        a = self.views.augmentation
+        return crop_boxes(draws, heights, widths, a.scale, a.ratio).view(count, -1, 4).numpy()
 
     def _crop(self, row: int, image: Tensor, boxes: np.ndarray, down: float, across: float) -> None:
         """The crops of an image that was decoded at these shares of its height and width."""

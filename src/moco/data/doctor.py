@@ -57,10 +57,11 @@ def look(source: Source, index: int, *, compare: bool = True) -> Looked:
         if isinstance(source, EncodedSource):
             content = _content(source, index)
             same = digest(content)
-            opened = Opened(content, check(content, name, source.reading)) if content else source.open(index)
+            header = check(content, name, source.reading) if content else None
+            opened = source.open(index) if header is None else Opened(content, header, name)
             with source.room(opened):
                 notes = remarks(name, content, opened.header, source.form, source.reading)
-                return _looked(name, notes, same, source.decode(opened, index), compare)
+                return _looked(name, notes, same, source.decode(opened), compare)
         image = source.read(index)
         return _looked(name, notes, digest(image.contiguous().numpy().tobytes()), image, compare)
     except Unreadable as error:

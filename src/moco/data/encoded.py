@@ -28,10 +28,11 @@ _SNIFFED = 1024  # members whose headers say what form a set has, where there is
 
 
 class Opened(NamedTuple):
-    """An image that was read but not decoded."""
+    """An image that was read but not decoded, and what to call it."""
 
     content: bytes
     header: Header
+    name: str
 
 
 class EncodedSource(Source):
@@ -55,28 +56,27 @@ class EncodedSource(Source):
             content = self.content(index)
         except (OSError, ValueError) as error:
             raise Unreadable(name, str(error)) from error
-        return Opened(content, check(content, name, self.reading))
+        return Opened(content, check(content, name, self.reading), name)
 
     def room(self, opened: Opened, factor: int = 1) -> AbstractContextManager[None]:
         """Memory for decoding an opened image and using its pixels; it is waited for."""
         most = need(opened.content, opened.header, self.form, factor).most
         return ROOM.take(min(most, self.reading.max_memory), self.reading.max_memory)
 
-    def decode(self, opened: Opened, index: int, factor: int = 1) -> Shaped[Tensor, "channels H W"]:
+    def decode(self, opened: Opened, factor: int = 1) -> Shaped[Tensor, "channels H W"]:
         """The pixels of an opened image; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size.
 
         Raises:
             Unreadable: if it is broken, or does not fit the others.
         """
         return decode(
-            opened.content, self.sample_name(index), self.form, self.reading,
-            header=opened.header, factor=factor,
-        )  # fmt: skip
+            opened.content, opened.name, self.form, self.reading, header=opened.header, factor=factor
+        )
 
     def read(self, index: int) -> Shaped[Tensor, "channels H W"]:
         opened = self.open(index)
         with self.room(opened):
-            return self.decode(opened, index)
+            return self.decode(opened)
 
     def take_form(self, form: Form) -> None:
         """Read every image in this form."""
@@ -106,7 +106,7 @@ def looking(source: Source, index: int) -> Iterator[Shaped[Tensor, "channels H W
         return
     opened = source.open(index)
     with source.room(opened):
-        yield source.decode(opened, index)
+        yield source.decode(opened)
 
 
 class FolderSource(EncodedSource):
@@ -247,13 +247,14 @@ def read_file(path: Path, reading: Reading) -> bytes:
         OSError: if it cannot be read.
         ValueError: if it is larger than any image that may be decoded.
     """
-    with open(path, "rb") as file:
-        return limited(file, reading)
+    with open(path, "rb", buffering=0) as file:
+        return limited(file, reading, size=os.fstat(file.fileno()).st_size)
 
 
-def limited(file: IO[bytes], reading: Reading) -> bytes:
-    """The bytes of an open file; ValueError if there are more than decoding may take."""
-    content = file.read(reading.max_memory + 1)
+def limited(file: IO[bytes], reading: Reading, *, size: int | None = None) -> bytes:
+    """The bytes of an open file, of this size if it is known; ValueError if decoding may not take so many."""
+    # a reader asked for more than there is takes that much memory first
+    content = file.read(1 + (reading.max_memory if size is None else min(size, reading.max_memory)))
     if len(content) > reading.max_memory:
         raise ValueError(f"its file has more than reading.max_memory = {reading.max_memory:,} bytes")
     return content
