@@ -39,9 +39,9 @@ class SplitNorm(nn.BatchNorm2d):
         return y.view(n, c, h, w)
 
 
-def resnet18(small: bool, dim: int = 128) -> nn.Module:
-    """torchvision's ResNet-18 with split normalisation and the demo's first layer, ending in keys."""
-    net = torchvision_resnet.resnet18(num_classes=dim, norm_layer=SplitNorm)
+def resnet(arch: str, *, small: bool, dim: int = 128) -> nn.Module:
+    """One of torchvision's ResNets with split normalisation and the demo's first layer, ending in keys."""
+    net = getattr(torchvision_resnet, arch)(num_classes=dim, norm_layer=SplitNorm)
     if small:
         net.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         net.maxpool = nn.Identity()

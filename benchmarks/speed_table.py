@@ -10,46 +10,55 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "results" / "speed"
-NAMES = ("aug32", "aug24", "aug224", "loss", "ema", "sgd", "knn", "step", "e2e")
+RELEASED = (
+    "aug32", "aug24", "aug224", "views224", "loader", "loss", "ema", "sgd", "knn", "features", "step",
+    "step224", "e2e",
+)  # fmt: skip
+OTHERS = ("lightly-step", "kornia-aug32", "albumentations-views224", "faiss-knn")
+
+
+def table(names: tuple[str, ...], machines: set[str]) -> list[str]:
+    """The rows of these names, and notes; the machines they were measured on are added to."""
+    lines = [
+        "| table | what | theirs | theirs, ms | ours, ms | ratio | p10 to p90 | must | same values |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for name in names:
+        path = ROWS / f"{name}.json"
+        if not path.exists():
+            lines.append(f"| {name} | not run | | | | | | | |")
+            continue
+        row = json.loads(path.read_text())
+        must = "" if row["must"] is None else f"{row['must']:g}" + " (missed)" * (row["ratio"] < row["must"])
+        lines.append(
+            f"| {name} | {row['what']} | {row['other']} | {row['other_ms']:,.1f} | {row['ours_ms']:,.1f} | "
+            f"**{row['ratio']:.2f}** | {row['p10']:.2f} to {row['p90']:.2f} | {must} | {row['gate']} |"
+        )
+        wall = ["wall time"] if row["time"] == "wall" else []
+        if said := "; ".join([*wall, *([row["note"]] if row["note"] else [])]):
+            notes.append(f"- {name}: {said}.")
+        about = row["machine"]
+        bf16 = "with" if about["bfloat16 in hardware"] else "without"
+        machines.add(f"{about['hardware']}, {bf16} bfloat16 in hardware, torch {about['torch']}")
+    return [*lines, "", *notes, *([""] if notes else [])]
 
 
 def readme() -> str:
-    """The table of all rows."""
+    """The tables of all rows."""
+    machines: set[str] = set()
     lines = [
         "# Speed, part by part", "",
         "Made by `python benchmarks/speed_table.py tables` from `results/speed/`;",
         "`python benchmarks/speed.py TABLE` measures a row anew. The released way is `official.py`.",
         "What is fast and why, and what did not pay: [speed](../docs/speed.md).", "",
-        "| table | what | released, ms | ours, ms | ratio | p10 to p90 | must | same values |",
-        "|---|---|---|---|---|---|---|---|",
+        *table(RELEASED, machines),
+        "## Other projects", "",
+        "Where they are installed ([peers.txt](peers.txt)), at the same precision.", "",
+        *table(OTHERS, machines),
+        "Processor time of one thread, or wall time of two; medians over rounds, on "
+        f"{'; '.join(sorted(machines))}.",
     ]  # fmt: skip
-    notes, machines = [], set()
-    for name in NAMES:
-        path = ROWS / f"{name}.json"
-        if not path.exists():
-            lines.append(f"| {name} | not run | | | | | | |")
-            continue
-        row = json.loads(path.read_text())
-        verdict = "" if row["ratio"] >= row["must"] else " (missed)"
-        lines.append(
-            f"| {name} | {row['what']} | {row['official_ms']:,.1f} | {row['ours_ms']:,.1f} | "
-            f"**{row['ratio']:.2f}** | {row['p10']:.2f} to {row['p90']:.2f} | {row['must']:g}{verdict} | "
-            f"{row['gate']} |"
-        )
-        if row["note"]:
-            notes.append(f"- {name}: {row['note']}.")
-        about = row["machine"]
-        bf16 = "with" if about["bfloat16 in hardware"] else "without"
-        machines.add(
-            f"{about['hardware']}, {about['threads']} thread, {bf16} bfloat16 in hardware, "
-            f"torch {about['torch']}"
-        )
-    lines += [
-        "",
-        *notes,
-        *([""] if notes else []),
-        f"Processor time, medians over rounds, on {'; '.join(sorted(machines))}.",
-    ]
     return "\n".join(lines) + "\n"
 
 
