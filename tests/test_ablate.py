@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +17,17 @@ from PIL import Image
 
 from moco.ablate import cell as cells
 from moco.ablate import execute as executing
+from moco.ablate.board import Board
 from moco.ablate.conduct import run_study
 from moco.ablate.estimate import parameters
 from moco.ablate.execute import Machine
 from moco.ablate.plan import Plan, claimed
 from moco.ablate.table import markdown
+from moco.build import resolve
+from moco.data.augmentation import SMALL as SMALL_VIEWS
+from moco.data.source import ArraySource
+from moco.images import Data
+from moco.run_folder import write_recipe
 from moco.studies import STUDIES
 from test_run import StopAfter
 from toy_study import BASE, SMALL, calm, data, quick, quiet, toy  # noqa: F401
@@ -190,3 +198,106 @@ def test_memory_is_limited_in_the_cell_s_own_process():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(1, None), (3, torch.arange(100) // 2)])
+def test_a_study_goes_on_whatever_its_images_are(channels, groups, tmp_path):
+    """What the images fill in (statistics, masks of groups) does not make it another recipe."""
+    views = replace(SMALL_VIEWS, size=16)
+    study = toy(0.1)
+    asked = replace(study.cells[0], recipe=replace(study.cells[0].recipe, views=views))
+    plan = Plan(replace(study, cells=(asked,)), "x", (0,), tmp_path / "study")
+    plan.begin(1)
+    pixels = torch.arange(100 * channels * 256).remainder(251).byte().view(100, channels, 16, 16)
+    job = plan.jobs[0]
+    images = Data(ArraySource(pixels, groups=groups), None)
+    begun = resolve(job.recipe, images, torch.device("cpu"))
+    assert begun.views.mean != views.mean or begun.dictionary != job.recipe.dictionary
+    job.folder.mkdir(parents=True)
+    write_recipe(job.folder, begun, {})
+    assert plan.begin(1) == 1
+    other = replace(asked, recipe=replace(asked.recipe, views=replace(views, size=8)))
+    with pytest.raises(FileExistsError, match="was begun with another recipe"):
+        Plan(replace(study, cells=(other,)), "x", (0,), plan.out).begin(1)
+
+
+SAVES = """
+import pathlib, signal, sys, time
+here = pathlib.Path(__file__).parent
+
+def leave(*_):
+    (here / "saved").touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN if {deaf} else leave)
+(here / "ready").touch()
+time.sleep({seconds})
+sys.exit(75)
+"""
+
+
+def _apart(tmp_path, monkeypatch, **how):
+    """One cell whose process is a script; an hour passes once it is ready. The job, and what is said."""
+    (tmp_path / "saves.py").write_text(SAVES.format(**{"deaf": False, "seconds": 60} | how))
+    ready = tmp_path / "ready"
+    clock = SimpleNamespace(
+        sleep=lambda _: time.sleep(0.02), monotonic=lambda: time.monotonic() + 3600 * ready.exists()
+    )
+    monkeypatch.setattr(executing, "time", clock)
+    plan = Plan(toy(0.1), "x", (0,), tmp_path / "study")
+    plan.begin(1)
+    plan.jobs[0].tell(status="failed", reason="of an earlier call")
+    minutes = 30 if how.get("seconds") != 0 else None
+    machine = Machine(launcher=f"{sys.executable} {tmp_path / 'saves.py'}", minutes=minutes)
+    said = []
+    executing.execute(plan, machine, Board(plan, {}, tell=said.append))
+    return plan.jobs[0], said
+
+
+def test_a_cell_whose_time_is_over_may_save(tmp_path, monkeypatch):
+    job, _ = _apart(tmp_path, monkeypatch)
+    assert (tmp_path / "saved").exists()
+    assert job.outcome() == {"status": "open"}
+
+
+def test_a_cell_that_does_not_leave_in_time_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(executing, "_GRACE", 0.1, raising=False)
+    began = time.monotonic()
+    _apart(tmp_path, monkeypatch, deaf=True)
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_cell_that_was_asked_to_leave_is_open(tmp_path, monkeypatch):
+    job, said = _apart(tmp_path, monkeypatch, seconds=0)
+    assert job.outcome() == {"status": "open"}
+    assert "t-0.1, seed 0: to be continued" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "index"),
+    [
+        ("cuda:2", {}, 2),
+        ("cuda", {}, 0),
+        ("auto", {}, 0),
+        ("auto", {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "3"}, 3),
+        ("cuda", {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}, 1),
+    ],
+)
+def test_memory_is_limited_on_the_gpu_of_the_cell(device, environment, index, monkeypatch):
+    for name in "WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    limits = []
+    gpus = [SimpleNamespace(total_memory=gib * 2**30) for gib in (8, 16, 32, 64)]
+    for name, fake in {
+        "is_available": lambda: True,
+        "device_count": lambda: 4,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda at: gpus[at if isinstance(at, int) else at.index or 0],
+        "set_per_process_memory_fraction": lambda share, at=None: limits.append((share, at)),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    cells.limit_memory(4.0, device)
+    assert limits == [(4 / (8, 16, 32, 64)[index], index)]

@@ -57,6 +57,7 @@ def network(facts, seed=0):
         ("huggingface", about()),
         ("huggingface", about("resnet10", width=8, channels=4)),
         ("onnx", about("resnet10", width=8, stem="small")),
+        ("onnx", about("torchvision/resnet18")),
         ("torch", about("resnet10", width=8, stem="small")),
         ("safetensors", about("resnet10", width=8, stem="small2")),
     ],

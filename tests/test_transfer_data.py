@@ -3,12 +3,14 @@
 import json
 import math
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from moco.recipes.transfer import get_transfer
 from moco.transfer import cityscapes, coco, voc
 from moco.transfer.batch import Images
 from moco.transfer.example import has_keypoints, has_objects
@@ -16,6 +18,7 @@ from moco.transfer.loader import Pixels, detection_loader, segmentation_loader
 from moco.transfer.order import Order, repeat_factors
 from moco.transfer.surface import Symmetry, read_points
 from moco.transfer.transforms import Sizes, Wanted, for_detection, for_segmentation, label_image
+from moco.transfer_build import open_sets
 from moco.transfer_build import read_image as decode
 from moco.world import Solo
 from scenes import surface, write_cityscapes, write_coco, write_voc
@@ -149,6 +152,37 @@ def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         coco.coco(tmp_path, "train")
+
+
+@pytest.mark.parametrize("shape", [None, [], [[]], {"size": [64, 96], "counts": []}])
+def test_masks_need_an_outline_of_every_object(tmp_path, shape):
+    root = write_coco(tmp_path, {"train2017": 4, "val2017": 2})
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["segmentation"] = shape
+    if shape is None:
+        del content["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(content))
+    values = get_transfer("coco-fpn-1x")
+    with pytest.raises(ValueError, match=r"val2017.json: annotation 2 has no segmentation.*--heads.no-masks"):
+        open_sets(values, root)
+    assert len(open_sets(replace(values, heads=replace(values.heads, masks=False)), root).test) == 2
+
+
+def test_classes_without_joints_are_left_out(tmp_path):
+    path = write_coco(tmp_path, {"train": 3}, "keypoints") / "annotations/person_keypoints_train.json"
+    content = json.loads(path.read_text())
+    whole = coco.read(path, tmp_path / "train", keypoints=True)
+    content["categories"].append({"id": 2, "name": "dog"})
+    content["annotations"].insert(0, {"id": 50, "image_id": 1, "category_id": 2, "bbox": [1, 1, 9, 9]})
+    path.write_text(json.dumps(content))
+    examples = coco.read(path, tmp_path / "train", keypoints=True)
+    assert examples.classes == ("person",)
+    assert [len(e.objects) for e in examples.examples] == [len(e.objects) for e in whole.examples]
+    content["annotations"][0]["category_id"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="annotation 50 has category 3, which is not in the file"):
+        coco.read(path, tmp_path / "train", keypoints=True)
 
 
 def test_joints_that_the_metric_does_not_know_are_refused_at_once(tmp_path):

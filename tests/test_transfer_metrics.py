@@ -16,6 +16,8 @@ from moco.transfer.example import Detections
 from moco.transfer.pixel_metrics import Confusion
 from moco.transfer.shapes import rasterise
 from moco.transfer.surface_metrics import Bodies, Body, similarity
+from moco.transfer_measure import Part, _table
+from moco.transfer_recipe import TransferRecipe
 from scenes import write_cityscapes, write_coco, write_voc
 
 
@@ -150,6 +152,23 @@ def test_voc_perfect_shifted_nothing_and_duplicates(tmp_path):
     assert voc_metrics.average_precision(np.array([0.5, 1.0]), np.array([1.0, 0.5]), "area") == 0.75
 
 
+@pytest.mark.parametrize(
+    ("test", "area"),
+    [
+        ("VOC2007:test", "11 points"), ("VOC2009:val", "11 points"), ("VOC2010:val", "area"),
+        ("VOC2012:val", "area"), ("mine:test", "11 points"),
+    ],
+)  # fmt: skip
+def test_precision_is_the_one_of_the_year(tmp_path, test, area):
+    year, _, split = test.partition(":")
+    examples = voc.detection(write_voc(tmp_path, {split: 8}, year), (test,))
+    found = [noisy(example, 20, n) for n, example in enumerate(examples.examples)]
+    table = _table(TransferRecipe(test=test), examples, Part(boxes=found))
+    assert table == voc_metrics.evaluate(examples, found, area=area)
+    other = "area" if area == "11 points" else "11 points"
+    assert table != voc_metrics.evaluate(examples, found, area=other)
+
+
 @pytest.fixture(scope="module")
 def coco_sets(tmp_path_factory):
     pytest.importorskip("faster_coco_eval")
@@ -230,6 +249,25 @@ def test_keypoints_equal_pycocotools(coco_sets, noise):
         [ours["AP"], ours["AP50"], ours["AP75"]], reference(examples, rows, "keypoints"), atol=1e-6
     )
     assert ours["AP"] == pytest.approx(100) if noise == 0 else 2 < ours["AP"] < 90
+
+
+@pytest.mark.parametrize("kind", ["keypoints", "bbox"])
+def test_joints_are_counted_and_classes_without_them_left_out(coco_sets, tmp_path, kind):
+    whole = coco_sets["keypoints"]
+    content = json.loads(whole.source.read_text())
+    for annotation in content["annotations"]:
+        del annotation["num_keypoints"]
+    content["categories"].append({"id": 2, "name": "dog"})
+    content["annotations"].append({"id": 50, "image_id": 1, "category_id": 2, "bbox": [1, 1, 9, 9]})
+    (tmp_path / "bare.json").write_text(json.dumps(content))
+    bare = coco.read(tmp_path / "bare.json", whole.examples[0].path.parent, keypoints=True)
+    rows = []
+    for example in whole.examples:
+        found = perfect(example, keypoints=example.objects.keypoints)
+        rows += coco_metrics.rows(whole, example, found, kind)
+    table = coco_metrics.evaluate(bare, rows, kind)
+    assert table == coco_metrics.evaluate(whole, rows, kind)
+    assert table["AP"] == pytest.approx(100)
 
 
 def test_real_annotations_with_crowds_equal_pycocotools(shared_data, tmp_path):

@@ -282,15 +282,17 @@ def test_dilation_keeps_the_resolution_and_the_weights(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "stem", "strides", "channels"),
+    ("name", "width", "stem", "strides", "channels"),
     [
-        ("resnet18", "imagenet", [4, 8, 16, 32], [8, 16, 32, 64]),
-        ("resnet18", "small2", [2, 4, 8, 16], [8, 16, 32, 64]),
-        ("resnet50", "small", [1, 2, 4, 8], [32, 64, 128, 256]),
+        ("resnet18", 8, "imagenet", [4, 8, 16, 32], [8, 16, 32, 64]),
+        ("resnet18", 8, "small2", [2, 4, 8, 16], [8, 16, 32, 64]),
+        ("resnet50", 8, "small", [1, 2, 4, 8], [32, 64, 128, 256]),
+        ("resnext50_32x8d", None, "imagenet", [4, 8, 16, 32], [256, 512, 1024, 2048]),
+        ("torchvision/wide_resnet50_2", None, "imagenet", [4, 8, 16, 32], [256, 512, 1024, 2048]),
     ],
 )
-def test_strides_and_channels_are_read_from_the_trunk(name, stem, strides, channels):
-    stages = Stages(net(name, stem=stem)).eval()
+def test_strides_and_channels_are_read_from_the_trunk(name, width, stem, strides, channels):
+    stages = Stages(net(name, width, stem)).eval()
     x = torch.randn(1, 3, 64, 64)
     assert stages.strides == strides
     assert stages.channels == channels
@@ -324,6 +326,27 @@ def test_other_networks_are_refused():
         Stages(nn.Sequential(nn.Conv2d(3, 4, 3)))
     with pytest.raises(ValueError, match=r"every one of the 2 feature maps needs equally many anchor sizes"):
         ProposalNetwork(8, [16, 32], [[8.0]], Counts())
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (Stages, ()),
+        (Segmenter, (3, Solo())),
+        (detector.c4, (3, Solo())),
+        (detector.dilated_c5, (3, Solo())),
+        (detector.fpn, (3, Solo())),
+    ],
+)
+def test_other_stages_and_blocks_are_refused_in_words(build, options):
+    body = trunk("resnet10", width=4)[0]
+    body.layer4[0] = nn.Sequential(body.layer4[0])
+    stride = body.layer4[0][0].conv1.stride
+    with pytest.raises(ValueError, match=r"layer4 has blocks of .*Sequential: .* take residual networks"):
+        build(body, *options)
+    assert body.layer4[0][0].conv1.stride == stride
+    with pytest.raises(ValueError, match=r"MobileNetV3 has no conv1: detection and segmentation take"):
+        build(trunk("torchvision/mobilenet_v3_small")[0], *options)
 
 
 def test_the_segmenter_learns_and_answers_at_the_size_of_the_file():

@@ -323,6 +323,11 @@ def test_the_table_is_the_papers():
             "transfer voc-c4 --init random --data {data} --out {out} --heads.masks",
             "VOC's boxes have no masks",
         ),
+        (
+            "transfer voc-c4 --init random --trunk.arch torchvision/mobilenet_v3_small "
+            "--data {data} --out {out}",
+            "MobileNetV3 has no conv1: detection and segmentation take residual networks",
+        ),
         ("transfer voc-c4 --init random --data {data} --out {out} --trials 0", "trials must be at least 1"),
         ("transfer coco-fpn-1x --init random --data {data} --out {out} --heads.model c5", "c5"),
         ("transfer --resume {tmp}/none", "holds no run"),

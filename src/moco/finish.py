@@ -102,7 +102,7 @@ def finish(
     table: dict[str, float] = {}
     if (sets := _measured(values, data, device)) is not None:
         say(f"measuring kNN on {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
-        k, temperature = values.monitor.k, values.monitor.temperature
+        k, temperature = min(values.monitor.k, len(sets[0].labels)), values.monitor.temperature
         trained = knn(run.f_q, *sets, k=k, temperature=temperature)
         table = {name.replace("knn", "trained"): value for name, value in trained}
         table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}

@@ -1,6 +1,7 @@
 """From a few labelled images to a class for every image, and to those whose labels would help most."""
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,11 +131,12 @@ def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int =
 def write(found: Fit, folder: Path) -> tuple[Path, Path]:
     """Write `predictions.csv`, one line per image, and `next.csv`, the images to label, into a folder.
 
-    The label column of `next.csv` is empty: fill it in and give the file to the next fit.
+    The label column of `next.csv` is empty: fill it in and give the file to the next fit. One that holds
+    labels already is left alone, and the new list is `next-2.csv`, and so on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     confidence, best = (x.tolist() for x in found.probabilities.max(1))
-    predictions, to_label = folder / "predictions.csv", folder / "next.csv"
+    predictions, to_label = folder / "predictions.csv", _free(folder)
     given = found.labels.tolist()
     with open(predictions, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         lines = csv.writer(file)
@@ -149,3 +151,15 @@ def write(found: Fit, folder: Path) -> tuple[Path, Path]:
         for row in found.next.tolist():
             lines.writerow([found.names[row], "", found.classes[best[row]], f"{confidence[row]:.4f}"])
     return predictions, to_label
+
+
+def _free(folder: Path) -> Path:
+    """Where the images to label next are listed: over no file that somebody has filled in."""
+    for number in itertools.count(1):
+        path = folder / ("next.csv" if number == 1 else f"next-{number}.csv")
+        if not path.exists():
+            return path
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            if not any((row.get("label") or "").strip() for row in csv.DictReader(file)):
+                return path
+    raise AssertionError

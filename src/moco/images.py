@@ -119,7 +119,13 @@ def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -
     listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
     train_images = open_source(spec, "train", reading=reading, quarantine=listed)
     assert train_images is not None
-    return Data(train_images, open_source(spec, "test", reading=reading, quarantine=listed))
+    test_images = open_source(spec, "test", reading=reading, quarantine=listed)
+    if test_images is not None:
+        pixels = str(train_images.dtype).removeprefix("torch.")
+        check_form(
+            test_images, {"channels": train_images.channels, "pixels": pixels}, "the training images have"
+        )
+    return Data(train_images, test_images)
 
 
 def as_trained(reading: Reading, pixels: str | None) -> Reading:
@@ -127,24 +133,23 @@ def as_trained(reading: Reading, pixels: str | None) -> Reading:
     return dataclasses.replace(reading, bits=8) if pixels == "uint8" else reading
 
 
-def check_form(source: Source, about: Mapping[str, Any]) -> None:
+def check_form(source: Source, about: Mapping[str, Any], whose: str = "the weights were trained on") -> None:
     """Refuse images of other channels or pixels than those a network was trained on.
 
     Args:
         source: the images.
         about: "channels" and "pixels" of those it was trained on, where they are known.
+        whose: they are.
 
     Raises:
         ValueError: if they are; their values would mean something else.
     """
     channels, pixels = about.get("channels"), about.get("pixels")
     if channels is not None and source.channels != channels:
-        raise ValueError(
-            f"{source.name} has images of {source.channels} channels, the weights were trained on {channels}"
-        )
+        raise ValueError(f"{source.name} has images of {source.channels} channels, {whose} {channels}")
     have = str(source.dtype).removeprefix("torch.")
     if pixels is not None and have != pixels:
-        raise ValueError(f"{source.name} has {have} pixels, the weights were trained on {pixels}")
+        raise ValueError(f"{source.name} has {have} pixels, {whose} {pixels}")
 
 
 def open_like(spec: str, reading: Reading, quarantine: str, about: Mapping[str, Any]) -> Data:
@@ -162,7 +167,14 @@ def _every_fifth(source: Source) -> Tensor:
         groups, numbers = source.groups.unique(return_inverse=True)
         number = numbers if len(groups) > 1 else number
     fold = max(1, min(5, int(number.max()) + 1))
-    return number % fold == fold - 1
+    held_out = number % fold == fold - 1
+    if source.labels is not None and source.groups is None:
+        known = source.labels[~held_out].unique()
+        if not torch.isin(source.labels[held_out], known).all():  # classes in turn: every fifth of each
+            for label in source.labels.unique():
+                members = (source.labels == label).nonzero()[:, 0]
+                held_out[members] = torch.arange(len(members)) % fold == fold - 1
+    return held_out
 
 
 def portions(
@@ -217,7 +229,7 @@ def pairs(
     They are test images where there are any; else training images, which the network has seen. Batches
     are of one size, so up to one image less than there are batches may be left out.
     """
-    source = data.test if data.test is not None else data.train
+    source = data.test if data.test is not None and len(data.test) > 1 else data.train  # one has no spread
     count = min(count, len(source))
     steps = math.ceil(count / _PAIRS)
     loader = Loader(source, Views(values.views), count // steps, seed=values.seed, device=device)

@@ -129,6 +129,10 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
         have = ", ".join(kind for kind, available in there.items() if available)
         raise ValueError(f"there is no device {name!r} here; there is {have}")
     device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"there is no device {name!r} here; there are {torch.cuda.device_count()} GPUs, from 0"
+        )
     if device.type == "cuda" and world is not None and world.size > 1:
         own = processes.local_rank()
         if torch.cuda.device_count() == 1 and processes.bound_to_a_gpu():

@@ -102,7 +102,8 @@ def look_at(source: Source, count: int = SAMPLED) -> Look:
             continue
         sides.append(min(image.shape[1:]))
         small = image[:, ::4, ::4].float() if min(image.shape[1:]) > 64 else image.float()
-        grey += bool((small - small[:1]).abs().max() <= 2)
+        full = 255.0 if image.dtype == torch.uint8 else float(small.max())
+        grey += bool((small - small[:1]).abs().max() <= 2 / 255 * full)
     if not sides:
         raise ValueError(f"none of {len(chosen)} images of {source.name} can be read; see moco doctor")
     return Look(

@@ -1,6 +1,7 @@
 """Training with labels, kept in a folder: fine-tuning, and the supervised counterpart of a run."""
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -154,8 +155,12 @@ def finetune_in(out: str | Path, setting: Setting, start: Start, protocol: FineT
 
 
 def _fingerprints(setting: Setting) -> list[str]:
-    """Of the images learnt from and tested on, which changed files change."""
-    return [portion.source.fingerprint() for portion in (setting.train, setting.test)]
+    """Of the images learnt from and tested on and their classes, which changed files or labels change."""
+    found = []
+    for portion in setting.train, setting.test:
+        digest = hashlib.sha256(portion.indices.numpy().tobytes() + portion.labels.numpy().tobytes())
+        found += [portion.source.fingerprint(), digest.hexdigest()[:16]]
+    return found
 
 
 def check_batch(setting: Setting, protocol: FineTuning) -> None:

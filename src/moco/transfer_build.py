@@ -30,7 +30,7 @@ from moco.transfer.regions import Branch, Pooler
 from moco.transfer.segmentation import Segmenter
 from moco.transfer.surface import Symmetry
 from moco.transfer.transforms import Sizes, Wanted
-from moco.transfer.trunks import Stages
+from moco.transfer.trunks import Stages, require_residual
 from moco.transfer_recipe import Images, TransferRecipe, Trunk
 from moco.world import World
 
@@ -95,9 +95,9 @@ def _open(values: TransferRecipe, root: str | Path, splits: tuple[str, ...]) -> 
     if values.layout == "cityscapes-segmentation":
         return cityscapes.semantic(root, split)
     if values.layout == "lvis":
-        return coco.lvis(root, split)
+        return coco.lvis(root, split, masks=values.heads.masks)
     kinds = {"coco": "instances", "keypoints": "person_keypoints", "densepose": "densepose_coco_2014"}
-    return coco.coco(root, split, kind=kinds[values.layout])
+    return coco.coco(root, split, kind=kinds[values.layout], masks=values.heads.masks)
 
 
 def scaled(images: Images) -> Images:
@@ -116,6 +116,16 @@ def scaled(images: Images) -> Images:
         crop=size(images.crop),
         factor=1.0,
     )
+
+
+def require_suitable(values: Trunk) -> None:
+    """Refuse an architecture that no task can be built on, before any work.
+
+    Raises:
+        ValueError: if it is not a residual network of four stages.
+    """
+    with torch.device("meta"):
+        require_residual(trunk(values.arch, width=values.width, stem=values.stem)[0])
 
 
 def build_model(

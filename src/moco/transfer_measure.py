@@ -169,7 +169,9 @@ def _objects(
 
 def _table(values: TransferRecipe, examples: Examples, part: Part) -> dict[str, float]:
     """Percentages by name."""
-    table = voc_metrics.evaluate(examples, part.boxes) if "voc" in _kinds(values) else {}
+    table = {}
+    if "voc" in _kinds(values):
+        table = voc_metrics.evaluate(examples, part.boxes, area=voc_metrics.area_of(values.test))
     for kind, rows in part.rows.items():
         name = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}[kind]
         measured = coco_metrics.evaluate(

@@ -62,7 +62,7 @@ class Board:
         rest = f"; about {duration(left)} left" if left else ""
         self.say(
             f"{settled}/{len(self.plan.jobs)}  {job.cell}, seed {job.recipe.seed}: "
-            f"{describe(job, self.plan.study.metric)} ({duration(took)}){rest}"
+            f"{describe(job, self.plan.study.metric) or 'to be continued'} ({duration(took)}){rest}"
         )
         self.refresh(now=True)
 

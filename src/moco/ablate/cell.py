@@ -21,7 +21,7 @@ import torch
 from moco import recipe_file
 from moco.ablate.plan import Job
 from moco.launch import choose_device, pretrain
-from moco.processes import first_here
+from moco.processes import first_here, local_rank
 from moco.training.journal import read
 from moco.training.trainer import Observer
 
@@ -165,14 +165,23 @@ def limit_memory(gib: float, device: str) -> None:
         ValueError: if there is no way to limit it here.
     """
     if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
-        total = torch.cuda.get_device_properties(torch.device(device if device != "auto" else "cuda"))
-        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * _GIB / total.total_memory))
+        gpu = _gpu(device)
+        total = torch.cuda.get_device_properties(gpu).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * _GIB / total), gpu)
         return
     try:
         import resource
     except ImportError:
         raise ValueError("memory cannot be limited on this system; leave --memory out") from None
     resource.setrlimit(resource.RLIMIT_DATA, (int(gib * _GIB), resource.RLIM_INFINITY))
+
+
+def _gpu(device: str) -> int:
+    """Number of the GPU that `choose_device` will take: under a launcher, each process has its own."""
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
+        return min(local_rank(), torch.cuda.device_count() - 1)  # too few are refused when it begins
+    index = torch.device("cuda" if device == "auto" else device).index
+    return torch.cuda.current_device() if index is None else index
 
 
 def _end_with_parent() -> None:

@@ -16,8 +16,10 @@ from pathlib import Path
 from moco.ablate.board import Board
 from moco.ablate.cell import Call, run_cell
 from moco.ablate.plan import Job, Plan, claimed
+from moco.training.interruption import EXIT_CODE
 
 _POLL = 0.2  # seconds between looks at the processes
+_GRACE = 20.0  # seconds that processes have to save and leave
 _WORDS = 2000  # characters of a failed cell's log that are shown
 
 
@@ -34,7 +36,7 @@ class Machine:
         launcher: a command before "-m moco.ablate.cell", such as
             "torchrun --standalone --nproc-per-node 8"; empty takes this Python.
         most: cells to start in this call; None starts all.
-        minutes: after which cells are stopped, to go on in the next call; None waits for all.
+        minutes: after which cells save and stop, to go on in the next call; None waits for all.
     """
 
     jobs: int = 1
@@ -133,7 +135,9 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
                 one.close()
                 running.remove(one)
                 free.append(one.device)
-                if one.process.returncode:
+                if one.process.returncode == EXIT_CODE:
+                    _leave_open(one.job)
+                elif one.process.returncode:
                     failed.append(one.job)
                     one.job.tell(status="failed", reason=_last_words(one.job))
                 board.ended(one.job)
@@ -141,11 +145,30 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
             board.refresh()
             time.sleep(_POLL)
     finally:
+        _stop(running)
+    return failed
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    """Ask processes to save and leave, and end those that do not in time."""
+    end = time.monotonic() + _GRACE
+    try:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                one.process.wait(max(0.0, end - time.monotonic()))
+    finally:  # also when somebody does not want to wait
         for one in running:
             one.process.kill()
-            one.process.wait()
+            if one.process.wait() == EXIT_CODE:
+                _leave_open(one.job)
             one.close()
-    return failed
+
+
+def _leave_open(job: Job) -> None:
+    """Forget what an earlier call noted of a cell that was asked to leave and goes on in the next one."""
+    job.note.unlink(missing_ok=True)
 
 
 def _here(plan: Plan, machine: Machine, board: Board) -> list[Job]:

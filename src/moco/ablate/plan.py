@@ -10,7 +10,6 @@ from typing import Any
 
 from moco import recipe_file
 from moco.recipe import Recipe
-from moco.run_folder import read_run
 from moco.studies import Study
 from moco.training.checkpoint import write_atomically
 
@@ -133,18 +132,9 @@ class Plan:
         """
         for job in self.jobs:
             if (job.folder / "recipe.toml").exists():
-                begun, _ = read_run(job.folder)
-                views, found = job.recipe.views, begun.views
-                if views.mean is None:
-                    views = replace(views, mean=found.mean, std=found.std)
-                if views.range is None:
-                    views = replace(views, range=found.range)
-                asked = replace(
-                    job.recipe,
-                    views=views,
-                    precision=begun.precision if job.recipe.precision == "auto" else job.recipe.precision,
-                )
-                if begun != asked:
+                # what was asked for: the run's own recipe also holds what images and device filled in
+                asked = job.request if job.request.exists() else job.folder / "recipe.toml"
+                if recipe_file.read(asked)[0] != job.recipe:
                     raise FileExistsError(
                         f"{job.folder} was begun with another recipe; choose another --out, or the base, "
                         "values and settings it was begun with"

@@ -106,12 +106,15 @@ def _run(words: list[str]) -> int:
     except Exception as error:
         from moco.batch import TooManyUnreadable
 
-        full = isinstance(error.__cause__, OSError)  # a disk, mostly; neither is the fault of any code
-        if not full and not isinstance(error, TooManyUnreadable):
+        # a disk, a folder where a file is wanted; neither is the fault of any code
+        outside = isinstance(error, OSError) or isinstance(error.__cause__, OSError)
+        if not outside and not isinstance(error, TooManyUnreadable):
             traceback.print_exc()
         return _fail(error)
     except KeyboardInterrupt:
-        print("moco: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "moco: interrupted; what was kept stays, and the same command goes on from there", file=sys.stderr
+        )
         return 130
 
 

@@ -22,8 +22,8 @@ class Embed:
     to: Literal["parquet", "npy", "csv"] = "npy"
     """Kind of file: parquet (needs pyarrow), npy with a CSV of names beside it, or csv."""
     out: Path | None = None
-    """The file, or a folder for a file embeddings with the kind's ending; None takes RUN, or the folder of a
-    file."""
+    """The file, or a folder for a file embeddings (of test images embeddings-test) with the kind's ending;
+    None takes RUN, or the folder of a file."""
     split: Literal["train", "test"] = "train"
     """Which of the images, where there are both."""
     layer: Literal["trunk", "output"] = "trunk"
@@ -48,7 +48,7 @@ def run(words: list[str]) -> int:
     beside = call.weights if call.weights.is_dir() else call.weights.parent
     path = call.out if call.out is not None else beside
     if path.is_dir() or path.suffix != f".{call.to}":
-        path = path / f"embeddings.{call.to}"
+        path = path / f"embeddings{'' if call.split == 'train' else '-test'}.{call.to}"
     lost: list[str] = []
     parts = embed(weights, source, layer=call.layer, lost=lost)
     first = next(parts)  # what does not fit is refused before a file is begun

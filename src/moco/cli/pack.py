@@ -44,7 +44,7 @@ def run(words: list[str]) -> int:
         raise ValueError("--out is needed: the folder to write the shards into")
     if call.short_side is not None and call.short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {call.short_side}")
-    if (call.images / "train").is_dir():
+    if any((call.images / name).is_dir() for name in ("train", "Train", "TRAIN")):
         raise ValueError(
             f"{call.images} has a folder train/; pack each split by itself, such as "
             f"{call.images / 'train'} --out {call.out / 'train'}"

@@ -70,8 +70,9 @@ def run(words: list[str]) -> int:
     embedded: dict[str, Any] = {}
     if words[:1] == ["--from"]:
         if len(words) < 2:
-            raise ValueError("--from takes the recipe.toml of a run")
+            raise ValueError("--from takes a run, or a recipe.toml")
         source, words = Path(words[1]), words[2:]
+        source = source / "recipe.toml" if source.is_dir() else source
         base, run = read(source)
         embedded = {"data": run["data"]} if "data" in run else {}
         if run.get("quarantine"):

@@ -2,13 +2,14 @@
 
 JPEG goes to simplejpeg where it is installed, which gives the pixels Pillow gives, sooner; whatever
 it declines, and every other format, goes to Pillow, except what Pillow would cut down: 16-bit colour
-and TIFF of other than one or three channels go to imagecodecs and tifffile.
+and TIFF of other than one or three channels go to imagecodecs and tifffile, 16-bit PPM is read here.
 """
 
 import importlib
 import importlib.util
 import io
 import logging
+import re
 import warnings
 from typing import Any
 
@@ -35,6 +36,7 @@ _PLUGINS = {
 """Pillow's name of a format where it differs, and the two it would not load by itself."""
 _TO_RGB = {"CMYK", "YCbCr", "HSV", "LAB", "RGBX", "P", "RGB"}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
+_PPM = re.compile(rb"P6" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"\s")
 _ORIENTATION = 0x0112  # EXIF's number of it
 _ONE_BYTE = ("1", "L", "P")  # modes of which Pillow stores a byte a pixel
 MAX_SIDE = 1_000_000  # pixels
@@ -130,6 +132,8 @@ def _by_library(
     deep_colour = header.depth > 8 and (header.channels == 3 or header.alpha)
     if header.format == "PNG" and deep_colour:
         return _library("imagecodecs", header).png_decode(content), header.alpha
+    if header.format == "PNM" and deep_colour and content[:2] == b"P6":
+        return _deep_ppm(content, header), False
     if header.format == "TIFF" and (header.channels not in (1, 3) or deep_colour):
         return _tiff(content, header, reading, name)
     return None
@@ -152,11 +156,12 @@ def _by_pillow(
             image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
         image.load()
         width, height = image.size
+        whole_numbers = header.format in ("PNM", "PNG") and header.depth == 16
 
         def piece(rows: slice, columns: slice) -> tuple[np.ndarray, bool]:
             all_of_it = rows == slice(0, height) and columns == slice(0, width)
             box = columns.start, rows.start, columns.stop, rows.stop
-            return _from_pil(image if all_of_it else image.crop(box))
+            return _from_pil(image if all_of_it else image.crop(box), whole_numbers)
 
         turned = header.orientation if header.format == "JPEG" else image.getexif().get(_ORIENTATION, 1)
         turned = turned if turned in range(1, 9) else 1
@@ -206,7 +211,29 @@ def _tiff(content: bytes, header: Header, reading: Reading, name: str) -> tuple[
     return (array if array.dtype in (np.uint8, np.uint16) else array.astype(np.float32)), header.alpha
 
 
-def _from_pil(image: Image.Image) -> tuple[np.ndarray, bool]:
+def _deep_ppm(content: bytes, header: Header) -> np.ndarray:
+    """A binary PPM of 16 bits, scaled to full brightness as Pillow scales PGM."""
+    found = _PPM.match(content)
+    if found is None or (int(found[1]), int(found[2])) != (header.width, header.height):
+        raise ValueError("its header is damaged")
+    full, shape = int(found[3]), (header.height, header.width, 3)
+    if not 255 < full < 65536:
+        raise ValueError(f"its header says values up to {full}")
+    if len(content) - found.end() < 2 * header.height * header.width * 3:
+        raise ValueError(f"the file is truncated: {len(content):,} bytes")
+    stored = np.frombuffer(content, ">u2", shape[0] * shape[1] * 3, found.end()).reshape(shape)
+    if full == 65535:
+        return stored.astype(np.uint16)
+    scaled = np.round(np.arange(65536) * (65535 / full)).clip(max=65535).astype(np.uint16)
+    array = np.empty(shape, np.uint16)
+    for row, values in zip(array, stored, strict=True):  # an index takes four times the memory of its row
+        row[:] = scaled[values]
+    return array
+
+
+def _from_pil(image: Image.Image, whole_numbers: bool = False) -> tuple[np.ndarray, bool]:
+    """Pixels (H, W, channels), and whether the last is transparency; `whole_numbers` says that mode I holds
+    16 bits."""
     mode = image.mode
     if mode in _WITH_ALPHA or "transparency" in image.info:
         image = image.convert(_WITH_ALPHA.get(mode, "LA" if mode == "L" else "RGBA"))
@@ -215,7 +242,7 @@ def _from_pil(image: Image.Image) -> tuple[np.ndarray, bool]:
     elif mode in _TO_RGB:
         image = image.convert("RGB")
     array = np.array(image)
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and whole_numbers):
         array = array.astype(np.uint16)
     elif image.mode in ("I", "F"):
         array = array.astype(np.float32)

@@ -35,7 +35,7 @@ class Looked:
         name: what lists call it.
         reason: why it cannot be read; empty if it can.
         remarks: what is out of the ordinary, and what was done with it.
-        digest: of its bytes.
+        digest: of its bytes; empty if they cannot be had.
         small: miniatures to compare, where it can be read.
         extent: height and width, pixels.
         sums: of its pixels.
@@ -56,11 +56,11 @@ def look(source: Source, index: int, *, compare: bool = True) -> Looked:
     try:
         if isinstance(source, EncodedSource):
             content = _content(source, index)
-            same = digest(content)
+            same = "" if content is None else digest(content)
             header = check(content, name, source.reading) if content else None
-            opened = source.open(index) if header is None else Opened(content, header, name)
+            opened = Opened(content, header, name) if content and header else source.open(index)
             with source.room(opened):
-                notes = remarks(name, content, opened.header, source.form, source.reading)
+                notes = remarks(name, opened.content, opened.header, source.form, source.reading)
                 return _looked(name, notes, same, source.decode(opened), compare)
         image = source.read(index)
         return _looked(name, notes, digest(image.contiguous().numpy().tobytes()), image, compare)
@@ -81,11 +81,11 @@ def _looked(name: str, notes: list[str], same: str, image: Tensor, compare: bool
     return Looked(name, "", tuple(notes), same, small, (height, width), found)
 
 
-def _content(source: EncodedSource, index: int) -> bytes:
+def _content(source: EncodedSource, index: int) -> bytes | None:
     try:
         return source.content(index)
     except (OSError, ValueError):
-        return b""  # `open` says why
+        return None  # `open` says why
 
 
 def look_at_all(source: Source, workers: int, progress: Progress | None = None) -> list[Looked]:
@@ -182,9 +182,10 @@ def _without_ending(path: str) -> str:
 
 
 def _copies(seen: list[Looked], others: list[Looked] | None, channels: int) -> dict[str, Any]:
-    """Exact and near duplicates by name; those that cannot be read count by their bytes."""
+    """Exact and near duplicates by name; those that cannot be decoded count by their bytes, and
+    those without any not at all."""
     bank = seen if others is None else others
-    same = exact([one.digest for one in seen], None if others is None else [one.digest for one in others])
+    same = exact(_digests(seen, "of these"), None if others is None else _digests(others, "of the others"))
     pairs = (
         {(i, j) for group in same for i in group for j in group}
         if others is None
@@ -205,6 +206,11 @@ def _copies(seen: list[Looked], others: list[Looked] | None, channels: int) -> d
     found = near(whole, None if others is None else torch.stack(stacks[1]), channels=channels)
     named = [(sides[0][p.first], sides[1][p.second], p.similarity) for p in found]
     return result | {"near": [[seen[i].name, bank[j].name, s] for i, j, s in named if (i, j) not in pairs]}
+
+
+def _digests(part: list[Looked], which: str) -> list[str]:
+    """The digest of each image; of one that has none a word that no other has."""
+    return [one.digest or f"{i} {which}" for i, one in enumerate(part)]
 
 
 def _sizes(good: list[Looked]) -> dict[str, Any]:

@@ -62,15 +62,16 @@ class HuggingFaceSource(EncodedSource):
         self.labels, self.classes = None, list(classes)
         for column, kind in dataset.features.items():
             if isinstance(kind, datasets.ClassLabel):
-                labels = torch.as_tensor(dataset[column][:])[torch.from_numpy(rows)]
+                numbers = [-1 if label is None else label for label in dataset[column][:]]
+                labels = torch.as_tensor(numbers)[torch.from_numpy(rows)]
                 if (labels >= 0).all():
                     self.classes = self.classes or list(kind.names)
                     self.labels = renumbered(labels, kind.names, self.classes, name)
                 break
         if "group" in dataset.features:
             values = np.asarray(["-1" if v is None else str(v) for v in dataset["group"][:]])[rows]
-            numbers = np.unique(values, return_inverse=True)[1]
-            self.groups = each_its_own(torch.from_numpy(np.where(values == "-1", -1, numbers)))
+            own = np.unique(values, return_inverse=True)[1]
+            self.groups = each_its_own(torch.from_numpy(np.where(values == "-1", -1, own)))
         self.take_form(form or self.sniff_form())
 
     def __len__(self) -> int:

@@ -112,7 +112,7 @@ class Loader:
                 if self.fused is not None:
                     made = [self.fused.of_pixels(self._pixels, here, p) for p in parameters]
                 else:
-                    images = self.views.unit(self._pixels[here])
+                    images = self.views.unit(_rows(self._pixels, here))
                     crops = [self.views.geometry(images, p) for p in parameters]
                     made = list(map(self.views.photometry, crops, parameters))
                 yield self._batch(step, index, made)
@@ -223,3 +223,10 @@ def _central(image: Tensor, size: int) -> Tensor:
     height, width = (int(short * extent / least) for extent in image.shape[1:])
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resize(image, height, width)[:, top : top + size, left : left + size].contiguous()
+
+
+def _rows(pixels: Tensor, index: Tensor) -> Tensor:
+    """`pixels[index]`; torch does not index 16-bit images on GPUs."""
+    if pixels.dtype != torch.uint16:
+        return pixels[index]
+    return pixels.view(torch.int16)[index].view(torch.uint16)

@@ -1,6 +1,7 @@
 """Tables of images: a list of paths, or a CSV, TSV or Parquet file with path, label, group and split."""
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def open_manifest(
 ) -> ListSource | None:
     """The images of a table that belong to a split; paths in it are relative to its folder.
 
-    Without a column "split" every image is a training image.
+    Without a column "split" every image is a training image. Capitals in the names of columns, and spaces
+    around them and around values, do not count.
 
     Args:
         path: of the table.
@@ -41,8 +43,8 @@ def open_manifest(
 
     Raises:
         FileNotFoundError: if no image is left.
-        ValueError: if it is not UTF-8, there is no column "path", a label or group is missing in some
-            rows only, or a class is unknown.
+        ValueError: if it is not UTF-8, there is no column "path" or two of one name, a label or group is
+            missing in some rows only, or a class is unknown.
         ModuleNotFoundError: if a Parquet file is given without pyarrow.
     """
     try:
@@ -51,7 +53,7 @@ def open_manifest(
         raise ValueError(f"{path} must be UTF-8, but {error}; save it as UTF-8") from None
     rows = np.arange(len(columns["path"]))
     if "split" in columns:
-        said = [str(value).lower() for value in columns["split"]]
+        said = [str(value).strip().lower() for value in columns["split"]]
         words = _SPLITS[split]
         if split == "test":  # as of folders: validation images only where there are no others
             words = words[:1] if words[0] in said else words[1:]
@@ -80,7 +82,7 @@ def open_manifest(
 def _read(path: Path) -> dict[str, list[Any]]:
     """Columns by name."""
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         return {"path": [line.strip() for line in lines if line.strip()]}
     if path.suffix == ".parquet":
         try:
@@ -90,18 +92,32 @@ def _read(path: Path) -> dict[str, list[Any]]:
                 f"reading {path} needs pyarrow: pip install 'momentum-contrast[tables]', or give a .csv"
             ) from None
         table = pyarrow.parquet.read_table(path)
-        columns = {name: table.column(name).to_pylist() for name in table.column_names if name in _COLUMNS}
         names = table.column_names
+        columns = {column: table.column(place).to_pylist() for column, place in _places(names, path).items()}
     else:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            names = list(reader.fieldnames or [])
-            rows = list(reader)
-        columns = {name: [row[name] or "" for row in rows] for name in names if name in _COLUMNS}
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            names, *rows = [
+                row for row in csv.reader(file, delimiter=delimiter, skipinitialspace=True) if row
+            ] or [[]]
+        columns = {
+            column: [row[place].strip() if place < len(row) else "" for row in rows]
+            for column, place in _places(names, path).items()
+        }
     if "path" not in columns:
         raise ValueError(f"{path} must have a column path (and may have {', '.join(_COLUMNS[1:])}), "
                          f"got {', '.join(names) or 'nothing'}")  # fmt: skip
     return columns
+
+
+def _places(names: Sequence[str], path: Path) -> dict[str, int]:
+    """Where each known column stands."""
+    tidy = [name.strip().lower() for name in names]
+    for name, count in Counter(tidy).items():
+        if name in _COLUMNS and count > 1:
+            raise ValueError(f"{path} must have one column {name}, got {count} columns named {name} when "
+                             "capitals and spaces do not count")  # fmt: skip
+    return {name: place for place, name in enumerate(tidy) if name in _COLUMNS}
 
 
 def _numbered(

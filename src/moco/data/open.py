@@ -3,12 +3,16 @@
 import io
 import itertools
 import os
+import zipfile
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from moco.data.archive import ArchiveSource, members
 from moco.data.encoded import FolderSource
@@ -18,7 +22,7 @@ from moco.data.procedural import procedural
 from moco.data.reading import Reading
 from moco.data.shard_table import has_shards
 from moco.data.shards import ShardSource
-from moco.data.source import ArraySource, DatasetSource, Source, channels_first
+from moco.data.source import ArraySource, DatasetSource, Source, channels_first, renumbered
 
 EMBEDDED = ("procedural", "digits")
 PROCEDURAL_IMAGES = {"train": 6000, "test": 2000}
@@ -60,7 +64,8 @@ def open_source(
         spec: one of
             "procedural" or "digits" (no files needed; digits needs scikit-learn);
             a folder of images, with or without class folders, with or without train/ and test/
-            (or val/) below it, or the same in a .zip or uncompressed .tar, which is read in place;
+            (or val/) below it, in capitals or not, or the same in a .zip or uncompressed .tar, which is
+            read in place;
             a folder of tar shards, as `moco pack` or others write them, or train/ and test/ of them;
             a list of paths (.txt), or a .csv, .tsv or .parquet with a column path and, as wanted,
             label, group and split;
@@ -112,16 +117,52 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
             return _torchvision(name, str(path), split, reading)
-    if has_shards(path) or not (path / "train").is_dir():
+    parts = {} if has_shards(path) else _parts(path)
+    if "train" not in parts:
         return None if split == "test" else _images(path, str(path), reading, quarantine)
-    train = _images(path / "train", f"{spec} (train)", reading, quarantine, "train")
-    train.notes += _tars(path)
+    part = parts["train"]
+    train = _images(path / part, f"{spec} ({part})", reading, quarantine, part)
+    with os.scandir(path) as entries:
+        train.notes += _tars(path) + _others(path, parts, (e.name for e in entries if e.is_dir()))
     if split == "train":
         return train
-    found = [folder for folder in _TEST_FOLDERS if (path / folder).is_dir()]
+    found = [parts[word] for word in _TEST_FOLDERS if word in parts]
     if not found:
         return None
     return _images(path / found[0], f"{spec} ({found[0]})", reading, quarantine, found[0], train)
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    """What the parts of a set are called in its folder."""
+    return _called(name for name in os.listdir(folder) if _is_part(name) and (folder / name).is_dir())
+
+
+def _called(folders: Iterable[str]) -> dict[str, str]:
+    """From train, test and so on to the names of their folders: in whatever case, the exact one first."""
+    found: dict[str, str] = {}
+    for name in sorted(filter(_is_part, folders), key=lambda name: (name != name.lower(), name)):
+        found.setdefault(name.lower(), name)
+    return found
+
+
+def _is_part(name: str) -> bool:
+    return name.lower() in ("train", *_TEST_FOLDERS)
+
+
+def _others(path: Path, parts: dict[str, str], folders: Iterable[str]) -> tuple[str, ...]:
+    """A sentence about the folders beside train/ that are no part of the set, if there are any."""
+    names = sorted(
+        name
+        for name in folders
+        if name != parts["train"] and name.lower() not in _TEST_FOLDERS and not name.startswith(".")
+    )
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"{len(names):,} other folder{'s' * (len(names) > 1)} in {path} left out ({shown}): where there is a "
+        f"folder {parts['train']}, only it and test (or val) are read; rename it if it is a class",
+    )
 
 
 def _images(
@@ -165,7 +206,7 @@ def _tars(folder: Path) -> tuple[str, ...]:
 def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
     """A list as it applies to a folder below the one it was made for; a run's own names are of train/."""
     inside = {name.removeprefix(folder + "/") for name in quarantine if name.startswith(folder + "/")}
-    return frozenset(inside) | (quarantine if folder == "train" else frozenset())
+    return frozenset(inside) | (quarantine if folder.lower() == "train" else frozenset())
 
 
 def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
@@ -190,8 +231,8 @@ def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str
     """An archive's images; of folders train/ and test/ only these are read."""
     everything = members(path)
     tops = {member.path.split("/", 1)[0] for member in everything if "/" in member.path}
-    tests = [folder for folder in _TEST_FOLDERS if folder in tops]
-    parted = "train" in tops
+    parts = _called(tops)
+    tests = [parts[word] for word in _TEST_FOLDERS if word in parts]
 
     def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
         prefix = f"{folder}/" if folder else ""
@@ -202,23 +243,54 @@ def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str
         )  # fmt: skip
 
     if split == "train":
-        return part("train" if parted else "")
-    return part(tests[0], part("train")) if parted and tests else None
+        train = part(parts.get("train", ""))
+        train.notes += _others(path, parts, tops) if "train" in parts else ()
+        return train
+    return part(tests[0], part(parts["train"])) if "train" in parts and tests else None
 
 
 def _arrays(path: Path, split: str) -> Source | None:
-    if path.suffix == ".npy":
-        return None if split == "test" else ArraySource(channels_first(np.load(path)), name=str(path))
-    with np.load(path) as arrays:
-        prefix = "" if split == "train" else "test_"
-        if prefix + "images" not in arrays:
-            if split == "test":
-                return None
-            raise ValueError(f"{path} has no array 'images', it has {', '.join(arrays)}")
-        labels = torch.from_numpy(arrays[prefix + "labels"]) if prefix + "labels" in arrays else None
-        groups = torch.from_numpy(arrays[prefix + "groups"]) if prefix + "groups" in arrays else None
-        images = channels_first(arrays[prefix + "images"])
-        return ArraySource(images, labels, groups=groups, name=f"{path} ({split})")
+    if path.suffix == ".npy" and split == "test":
+        return None
+    prefix = "" if split == "train" else "test_"
+    images, labels, groups = f"{prefix}images", f"{prefix}labels", f"{prefix}groups"
+    try:
+        with open(path, "rb") as file:  # by its path, numpy leaves a damaged .npz open
+            loaded = np.load(file)
+            found = {"images": loaded} if isinstance(loaded, np.ndarray) else loaded
+            arrays = {name: found[name] for name in {images, labels, groups, "labels"} & {*found}}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        raise ValueError(f"{path} holds no arrays of numbers or words, or is cut short: {error}") from None
+    if images not in arrays:
+        if split == "test":
+            return None
+        raise ValueError(f"{path} has no array 'images', it has {', '.join(found)}")
+    numbers, classes = _numbered(arrays.get(labels))
+    if split == "test" and numbers is not None and "labels" in arrays:
+        known = _numbered(arrays["labels"])[1]
+        if (known is None) != (classes is None):
+            raise ValueError(f"{path} must have words in both labels and test_labels, or numbers in both")
+        if known is not None and classes is not None:
+            numbers, classes = renumbered(numbers, classes, known, f"{path} (test)"), known
+    name = str(path) if path.suffix == ".npy" else f"{path} ({split})"
+    return ArraySource(
+        channels_first(arrays[images]), numbers, groups=_numbered(arrays.get(groups))[0], name=name,
+        classes=classes,
+    )  # fmt: skip
+
+
+def _numbered(values: np.ndarray | None) -> tuple[Tensor | None, list[str] | None]:
+    """Labels or groups as numbers, and the words they were, in the order of these; "" and "-1" are none."""
+    if values is None:
+        return None, None
+    if values.dtype.kind not in "SU":
+        return torch.from_numpy(values), None
+    words = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+    known = np.isin(words, ["", "-1"], invert=True)
+    every, places = np.unique(words[known], return_inverse=True)
+    numbers = np.full(words.shape, -1)
+    numbers[known] = places
+    return torch.from_numpy(numbers), every.tolist()
 
 
 def _packed_cifar(folder: Path, split: str) -> Source:

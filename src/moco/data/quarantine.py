@@ -13,7 +13,7 @@ def read_quarantine(path: str | Path) -> frozenset[str]:
         ValueError: if a line is not an object with a "file".
     """
     files = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
         try:
             files.append(str(json.loads(line)["file"]))
         except (ValueError, KeyError, TypeError):

@@ -157,6 +157,8 @@ def shard_records(path: Path) -> tuple[np.ndarray, list[str]]:
             if not member.isfile():
                 continue
             folder, _, last = member.name.rpartition("/")
+            if last.startswith("."):  # macOS keeps a file's attributes in ._FILE
+                continue
             stem, _, kind = last.partition(".")
             key = f"{folder}/{stem}"
             if f".{kind.lower()}".endswith(EXTENSIONS):

@@ -45,12 +45,34 @@ def fitted(views: Augmentation, source: Source) -> Augmentation:
             f"views.mean has {len(views.mean)} values but {source.name} has images of {source.channels} "
             "channels; measure it with --views.mean None --views.std None"
         )
+    _check_range(views.range, source)
     if views.mean is not None and source.dtype == torch.uint8:
         return replace(views, range=views.range or (0.0, 255.0))
     if views.mean is not None and views.range is not None:
         return views
     found = measure(source, range=views.range)
     return replace(views, range=found.range, mean=views.mean or found.mean, std=views.std or found.std)
+
+
+def _check_range(given: tuple[float, float] | None, source: Source) -> None:
+    """Refuse the range of images of another depth, such as that in the recipe of another run.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if given is None:
+        return
+    high, wrong = given[1], False
+    if source.dtype == torch.uint8:
+        wrong = high > 255
+    elif given == (0.0, 255.0):
+        wrong = source.dtype == torch.uint16 or measure(source).range[1] < high / 2
+    if wrong:
+        raise ValueError(
+            f"views.range is {given[0]:g} to {high:g}, but {source.name} has "
+            f"{str(source.dtype).removeprefix('torch.')} pixels of another range; find it anew with "
+            "--views.range None --views.mean None --views.std None"
+        )
 
 
 def measure(source: Source, *, images: int = 1024, range: tuple[float, float] | None = None) -> Statistics:

@@ -166,7 +166,8 @@ def few_label_curve(
     """Test accuracy at each amount of labels, over repeated splits that every learner shares.
 
     Amounts that a class has too few images for are left out, as are those that come to the same
-    number of images as another.
+    number of images as another, and those of more than half of the images: their splits are nearly the
+    same images, so they would agree with each other without telling anything.
 
     Args:
         learner: `on_features`, or anything of that form.
@@ -175,6 +176,9 @@ def few_label_curve(
         amounts: how many labels.
         repeats: splits of each amount.
         seed: of the splits.
+
+    Raises:
+        ValueError: if no amount is left.
     """
     fewest = int(torch.bincount(labels)[labels.unique()].min())
     curve: dict[int, Point] = {}
@@ -182,10 +186,15 @@ def few_label_curve(
         if amount.per_class is not None and amount.per_class > fewest:
             continue
         splits = torch.stack([split(labels, amount, repeat, seed=seed) for repeat in range(repeats)])
-        if splits.shape[1] in curve:
+        if splits.shape[1] in curve or 2 * splits.shape[1] > len(labels):
             continue
         right = (learner(splits) == test_labels).double().mean(1) * 100
         curve[splits.shape[1]] = Point(str(amount), splits.shape[1], interval(right.tolist()))
+    if not curve:
+        raise ValueError(
+            f"{len(labels)} labelled images are too few to compare amounts of labels: every split would take "
+            "more than half of them"
+        )
     return [curve[count] for count in sorted(curve)]
 
 

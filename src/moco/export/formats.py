@@ -44,7 +44,7 @@ class Onnx(Target):
                 (_example(about),),
                 input_names=["images"],
                 output_names=["features"],
-                dynamic_shapes={"images": {0: "batch"}},
+                dynamic_shapes=({0: "batch"},),
                 dynamo=True,
                 verbose=False,
             )

@@ -200,7 +200,10 @@ def train(run: Run, folder: Path) -> Journal:
             if found_unreadable:
                 for sentence in unreadable.take(batch):
                     say(sentence)
-            if (journal_due or checkpoint_due or leaving) and (bad := window.first_bad()) is not None:
+            by_epoch = run.measure_every and done % (run.measure_every * run.steps_per_epoch) == 0
+            if (journal_due or checkpoint_due or leaving or by_epoch) and (
+                bad := window.first_bad()
+            ) is not None:
                 raise FloatingPointError(
                     f"the loss of step {bad + 1:,} is not finite (lr {run.learning_rate(bad):.4g}, "
                     f"recipe {run.name}); lower optimizer.lr or add schedule.warmup"
@@ -217,7 +220,6 @@ def train(run: Run, folder: Path) -> Journal:
                     {"step": done, "images_per_second": round(speed, 1), "time": time.time()}
                 )
                 clock, clock_step = now, done
-            by_epoch = run.measure_every and done % (run.measure_every * run.steps_per_epoch) == 0
             if first and (done == run.steps or by_epoch):
                 pause = time.perf_counter()
                 if values := dict(run.measure(run.f_q)):

@@ -12,18 +12,21 @@ _JOINTS = 17
 SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
 
 
-def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False) -> Examples:
+def read(
+    annotations: str | Path, images: str | Path, *, keypoints: bool = False, masks: bool = False
+) -> Examples:
     """The images of an annotation file.
 
     Args:
         annotations: a JSON file in COCO's, LVIS's or DensePose's form.
         images: folder of the image files; LVIS names a file by its `coco_url` or by folder and file.
         keypoints: also read joints; only classes that have joints are kept.
+        masks: every annotation must have an outline.
 
     Raises:
         FileNotFoundError: naming the file that is wanted.
-        ValueError: if the file is no such file, or an annotation names an unknown image or class; the
-            message has the annotation's id.
+        ValueError: if the file is no such file, or an annotation names an unknown image or class, or has
+            no outline where masks are wanted; the message has the annotation's id.
     """
     annotations, images = Path(annotations), Path(images)
     require_files([annotations], "annotations")
@@ -33,6 +36,7 @@ def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{annotations} is no annotation file in COCO's form: {error!r}") from None
     categories = sorted(categories, key=lambda category: category["id"])
+    jointless = {category["id"] for category in categories if keypoints and not category.get("keypoints")}
     if keypoints:
         categories = [category for category in categories if category.get("keypoints")]
         if len(categories) != 1:
@@ -46,7 +50,9 @@ def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False
         )
     by_image: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
     for annotation in content.get("annotations", []):
-        _check(annotation, by_image, labels, joints, annotations)
+        if annotation.get("category_id") in jointless:
+            continue
+        _check(annotation, by_image, labels, joints, masks, annotations)
         by_image[annotation["image_id"]].append(annotation)
     paths = [images / _file_name(entry, images) for entry in entries]
     require_files(paths, f"images of {annotations.name}")
@@ -72,13 +78,14 @@ def read(annotations: str | Path, images: str | Path, *, keypoints: bool = False
     )
 
 
-def coco(root: str | Path, split: str, *, kind: str = "instances") -> Examples:
+def coco(root: str | Path, split: str, *, kind: str = "instances", masks: bool = False) -> Examples:
     """COCO as its owners ship it: `SPLIT/` beside `annotations/KIND_SPLIT.json`.
 
     Args:
         root: folder of both.
         split: such as "train2017".
         kind: "instances", "person_keypoints" or "densepose_coco_2014".
+        masks: see `read`.
 
     Raises:
         FileNotFoundError, ValueError: see `read`.
@@ -87,26 +94,33 @@ def coco(root: str | Path, split: str, *, kind: str = "instances") -> Examples:
     images = root / split
     if kind == "densepose_coco_2014":  # its splits divide COCO 2014's two folders anew
         images = root / ("train2014" if "train" in split else "val2014")
-    return read(root / "annotations" / f"{kind}_{split}.json", images, keypoints=kind == "person_keypoints")
+    file = root / "annotations" / f"{kind}_{split}.json"
+    return read(file, images, keypoints=kind == "person_keypoints", masks=masks)
 
 
-def lvis(root: str | Path, split: str) -> Examples:
+def lvis(root: str | Path, split: str, *, masks: bool = False) -> Examples:
     """LVIS v0.5: `annotations/lvis_SPLIT.json` over COCO 2017's folders of images.
 
     Args:
         root: folder of `annotations/`, `train2017/` and `val2017/`.
         split: such as "v0.5_train".
+        masks: see `read`.
 
     Raises:
         FileNotFoundError, ValueError: see `read`.
     """
     root = Path(root)
     images = root / ("val2017" if split.endswith("val") else "train2017")
-    return read(root / "annotations" / f"lvis_{split}.json", images)
+    return read(root / "annotations" / f"lvis_{split}.json", images, masks=masks)
 
 
 def _check(
-    annotation: dict[str, Any], by_image: dict[Any, Any], labels: dict[int, int], joints: int, file: Path
+    annotation: dict[str, Any],
+    by_image: dict[Any, Any],
+    labels: dict[int, int],
+    joints: int,
+    masks: bool,
+    file: Path,
 ) -> None:
     name = f"{file}: annotation {annotation.get('id')}"
     if annotation.get("image_id") not in by_image:
@@ -118,6 +132,13 @@ def _check(
         raise ValueError(f"{name} must have a bbox of four numbers, got {box}")
     if joints and len(annotation.get("keypoints", [])) not in (0, 3 * joints):
         raise ValueError(f"{name} must have {3 * joints} numbers for {joints} keypoints")
+    if masks and not _has_outline(annotation.get("segmentation")):
+        raise ValueError(f"{name} has no segmentation to learn masks from; boxes alone take --heads.no-masks")
+
+
+def _has_outline(shape: Any) -> bool:
+    """Whether there is a polygon or a run length."""
+    return bool(shape.get("counts")) if isinstance(shape, dict) else any(shape or ())
 
 
 def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -> Objects:

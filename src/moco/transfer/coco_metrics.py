@@ -85,13 +85,19 @@ def _content(examples: Examples, *, keypoints: bool) -> dict[str, Any]:
     content = json.loads(examples.source.read_text(encoding="utf-8"))
     ids = {example.image_id for example in examples.examples}
     content["images"] = [image for image in content["images"] if image["id"] in ids]
-    content["annotations"] = [a for a in content.get("annotations", []) if a["image_id"] in ids]
+    kept = set(examples.category_ids)  # of a keypoint file only the class with joints
+    content["categories"] = [category for category in content["categories"] if category["id"] in kept]
+    content["annotations"] = [
+        a for a in content.get("annotations", []) if a["image_id"] in ids and a["category_id"] in kept
+    ]
     for number, annotation in enumerate(content["annotations"], 1):
         annotation["id"] = number  # the evaluator takes 0 for "not found"
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
         if keypoints and not annotation.get("keypoints"):
             annotation |= {"keypoints": [0] * (3 * examples.joints), "num_keypoints": 0}
+        elif keypoints:
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
     return content
 
 

@@ -15,7 +15,7 @@ from moco.transfer.example import Detections
 from moco.transfer.norm import new_norm
 from moco.transfer.proposals import Counts, ProposalNetwork
 from moco.transfer.regions import Branch, Pooler, RegionHeads
-from moco.transfer.trunks import LastStage, Pyramid, Stages, convolution_and_norm, dilate
+from moco.transfer.trunks import LastStage, Pyramid, Stages, convolution_and_norm, dilate, require_residual
 from moco.world import World
 
 C4_SIZES = ((32.0, 64.0, 128.0, 256.0, 512.0),)
@@ -154,6 +154,7 @@ def dilated_c5(
         width: channels after the convolution.
         hidden: width of the box head's two layers.
     """
+    require_residual(trunk)
     dilate(trunk.get_submodule("layer4"))
     stages = Stages(trunk)
     after = convolution_and_norm(stages.channels[-1], width, world)

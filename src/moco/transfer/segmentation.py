@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moco.transfer.batch import Images, SegmentationBatch
 from moco.transfer.example import IGNORED_PIXEL
-from moco.transfer.trunks import Stages, convolution_and_norm, dilate
+from moco.transfer.trunks import Stages, convolution_and_norm, dilate, require_residual
 from moco.world import World
 
 
@@ -34,6 +34,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, trunk: nn.Module, classes: int, world: World, *, width: int = 256, dilation: int = 6):
         super().__init__()
+        require_residual(trunk)
         dilate(trunk.get_submodule("layer4"))
         self.backbone = Stages(trunk)
         self.head = nn.Sequential(

@@ -13,6 +13,25 @@ from moco.world import World
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+def require_residual(trunk: nn.Module) -> None:
+    """Refuse a trunk that cannot be taken apart.
+
+    Raises:
+        ValueError: if it is not a residual network of four stages, of `moco.resnet` or torchvision.
+    """
+    wanted = (
+        "detection and segmentation take residual networks of four stages, of this package or torchvision, "
+        "such as resnet18, resnet50 or resnext50_32x8d"
+    )
+    if missing := [name for name in ("conv1", "bn1", "maxpool", *STAGES) if not hasattr(trunk, name)]:
+        raise ValueError(f"{type(trunk).__name__} has no {missing[0]}: {wanted}")
+    for name in STAGES:
+        for block in trunk.get_submodule(name).children():
+            if not isinstance(block, BasicBlock | Bottleneck):
+                kind = f"{type(block).__module__}.{type(block).__name__}"
+                raise ValueError(f"{type(trunk).__name__}'s {name} has blocks of {kind}: {wanted}")
+
+
 class Stages(nn.Module):
     """The first stages of a residual trunk, each stage's output kept.
 
@@ -26,11 +45,7 @@ class Stages(nn.Module):
 
     def __init__(self, trunk: nn.Module, last: int = 4):
         super().__init__()
-        if missing := [name for name in ("conv1", "bn1", "maxpool", *STAGES) if not hasattr(trunk, name)]:
-            raise ValueError(
-                f"{type(trunk).__name__} has no {missing[0]}: detection and segmentation take residual "
-                "networks of four stages, such as resnet18, resnet50 or resnext50_32x8d"
-            )
+        require_residual(trunk)
         parts = trunk.get_submodule
         self.stem = nn.Sequential(parts("conv1"), parts("bn1"), nn.ReLU(inplace=True), parts("maxpool"))
         self.stages = nn.ModuleList(parts(name) for name in STAGES[:last])
@@ -108,9 +123,8 @@ def convolution_and_norm(inputs: int, outputs: int, world: World, dilation: int 
 
 def _width(stage: nn.Module) -> int:
     last = list(stage.children())[-1]
-    return [m for m in last.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)][
-        -1
-    ].out_channels * (4 if isinstance(last, Bottleneck) else 1)
+    assert isinstance(last, BasicBlock | Bottleneck)
+    return (last.conv3 if isinstance(last, Bottleneck) else last.conv2).out_channels
 
 
 def _strides(stem: nn.Module, stages: nn.ModuleList) -> list[int]:

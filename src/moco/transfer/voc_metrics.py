@@ -1,9 +1,11 @@
 """VOC average precision as the paper's stack computes it.
 
-Every overlap threshold from .50 to .95 has the 11-point average precision of VOC 2007, boxes include
-their last pixel, and objects marked difficult count neither as found nor as missed.
+Every overlap threshold from .50 to .95 has the average precision of the split's year, by 11 points up to
+VOC 2009 and by area from 2010 on; boxes include their last pixel, and objects marked difficult count
+neither as found nor as missed.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -13,6 +15,12 @@ from moco.transfer.example import Detections, Examples
 
 THRESHOLDS = tuple(threshold / 100 for threshold in range(50, 100, 5))
 Area = Literal["11 points", "area"]
+
+
+def area_of(split: str) -> Area:
+    """The average precision of a split's year, such as of VOC2012:val; without a year that of VOC 2007."""
+    year = re.fullmatch(r"VOC(\d{4})", split.partition(":")[0])
+    return "area" if year and int(year[1]) >= 2010 else "11 points"
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, area: Area = "11 points") -> float:

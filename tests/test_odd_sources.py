@@ -1,0 +1,232 @@
+"""Sets as people have them: capitals, spaces, byte order marks, words for numbers, files cut short."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from moco.data.decode import decode
+from moco.data.doctor import report
+from moco.data.encoded import ListSource
+from moco.data.form import Form
+from moco.data.open import open_source
+from moco.data.quarantine import read_quarantine
+from moco.data.reading import Reading
+from moco.data.shard_table import shard_records
+from moco.data.unreadable import Unreadable
+
+GREY16, COLOUR16 = Form(1, torch.uint16), Form(3, torch.uint16)
+
+
+def picture(value=0):
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(root, *paths):
+    for i, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(picture(i))
+    return str(root)
+
+
+def names(source):
+    return [source.sample_name(i) for i in range(len(source))]
+
+
+TABLES = [
+    "path, label, split\na.png, cat, train\nb.png, dog, train\nc.png, cat, test\n",
+    "Path,Label,Split\na.png,cat,Train\nb.png,dog,Train\nc.png,cat,Test\n",
+    'path , label, SPLIT\na.png , "cat", train\nb.png, "dog", train\nc.png, "cat" , test\n',
+]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_column_names_and_values_of_tables_may_have_spaces_and_capitals(tmp_path, table):
+    write(tmp_path, "a.png", "b.png", "c.png")
+    path = tmp_path / "table.csv"
+    path.write_text(table)
+    train, test = open_source(str(path)), open_source(str(path), "test")
+    assert names(train) == ["a.png", "b.png"]
+    assert names(test) == ["c.png"]
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert train.labels.tolist() == [0, 1]
+    assert test.labels.tolist() == [0]
+
+
+def test_columns_of_parquet_may_have_capitals(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path, "a.png", "b.png")
+    table = pyarrow.table({" Path": ["a.png", "b.png"], "Label": [3, 4], "Split": ["Train", "Test"]})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    train = open_source(str(tmp_path / "table.parquet"))
+    assert (names(train), train.classes) == (["a.png"], ["3"])
+
+
+def test_columns_that_differ_by_capitals_only_are_refused(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("path,Label,label,,\na.png,1,2,,\n")
+    with pytest.raises(ValueError, match=r"table\.csv.*2 columns named label"):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Valid")])
+def test_parts_are_found_whatever_their_case(tmp_path, kind, train, test):
+    paths = [f"{train}/cat/0.png", f"{train}/dog/1.png", f"{test}/cat/2.png", f"{test}/dog/3.png"]
+    spec = write(tmp_path / "set", *paths)
+    if kind == "zip":
+        spec = str(tmp_path / "set.zip")
+        with zipfile.ZipFile(spec, "w") as archive:
+            for path in paths:
+                archive.write(tmp_path / "set" / path, path)
+    seen, unseen = open_source(spec), open_source(spec, "test")
+    below = paths if kind == "zip" else [path.partition("/")[2] for path in paths]
+    assert names(seen) == below[:2]
+    assert names(unseen) == below[2:]
+    assert seen.classes == unseen.classes == ["cat", "dog"]
+    assert not seen.notes
+    left = open_source(spec, quarantine=frozenset([paths[0]]))
+    assert names(left) == below[1:2]
+
+
+def test_a_run_s_list_applies_to_a_capital_train(tmp_path):
+    spec = write(tmp_path, "Train/0.png", "Train/1.png")
+    assert names(open_source(spec, quarantine=frozenset(["0.png"]))) == ["1.png"]
+
+
+def test_the_exact_name_of_a_part_comes_first(tmp_path):
+    write(tmp_path, "Train/0.png", "train/1.png", "TEST/2.png", "test/3.png", "Val/4.png")
+    if not (tmp_path / "train" / "1.png").exists() or (tmp_path / "train" / "0.png").exists():
+        pytest.skip("this file system does not tell them apart")
+    train, test = open_source(str(tmp_path)), open_source(str(tmp_path), "test")
+    assert names(train) == ["1.png"]
+    assert names(test) == ["3.png"]
+    assert "1 other folder" in train.notes[0]
+    assert "(Train)" in train.notes[0]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_folders_beside_train_are_left_out_and_named(tmp_path, kind):
+    paths = ["bus/0.png", "car/1.png", "train/2.png", "test/3.png", ".cache/4.png"]
+    spec = write(tmp_path / "set", *paths)
+    if kind == "zip":
+        spec = str(tmp_path / "set.zip")
+        with zipfile.ZipFile(spec, "w") as archive:
+            for path in paths:
+                archive.write(tmp_path / "set" / path, path)
+    source = open_source(spec)
+    assert len(source) == 1
+    assert len(source.notes) == 1
+    assert "2 other folders" in source.notes[0]
+    assert "(bus, car)" in source.notes[0]
+
+
+def test_labels_and_groups_of_arrays_may_be_words(tmp_path):
+    path, images = tmp_path / "set.npz", np.zeros((4, 8, 8), np.uint8)
+    np.savez(
+        path, images=images, labels=np.array(["dog", "cat", "", "dog"]), test_images=images[:1],
+        groups=np.array(["b", "-1", "a", "b"]), test_labels=np.array([b"dog"]),
+    )  # fmt: skip
+    train, test = open_source(str(path)), open_source(str(path), "test")
+    assert train.classes == test.classes == ["cat", "dog"]
+    assert train.labels.tolist() == [1, 0, -1, 1]
+    assert test.labels.tolist() == [1]
+    assert train.groups[0] == train.groups[3]
+    assert len(train.groups.unique()) == 3
+
+
+def test_classes_of_test_arrays_are_those_of_training(tmp_path):
+    path, images = tmp_path / "set.npz", np.zeros((1, 8, 8), np.uint8)
+    for words in ["emu"], [0]:
+        np.savez(path, images=images, labels=["cat"], test_images=images, test_labels=words)
+        with pytest.raises(ValueError, match=r"set\.npz"):
+            open_source(str(path), "test")
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_array_files_cut_short_are_named(tmp_path, name, share):
+    path, images = tmp_path / name, np.zeros((4, 8, 8), np.uint8)
+    np.save(path, images) if name == "x.npy" else np.savez(path, images=images)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=name):
+        open_source(str(path))
+
+
+def deep(kind, values, full):
+    height, width = values.shape[:2]
+    return f"{kind}\n# of a camera\n{width} {height}\n{full}\n".encode() + values.astype(">u2").tobytes()
+
+
+def test_sixteen_bits_of_a_pgm_are_kept():
+    values = np.array([[0, 1, 258], [40_000, 65_534, 65_535]])
+    pixels = decode(deep("P5", values, 65_535), "x.pgm", GREY16, Reading())
+    assert pixels.dtype == torch.uint16
+    assert pixels[0].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("full", [65_535, 4095])
+def test_sixteen_bits_of_a_ppm_are_kept(full):
+    values = np.arange(18).reshape(2, 3, 3) * 227
+    values[0, 0] = full
+    pixels = decode(deep("P6", values, full), "x.ppm", COLOUR16, Reading()).permute(1, 2, 0)
+    assert pixels.dtype == torch.uint16
+    assert pixels.tolist() == np.round(values * (65_535 / full)).astype(int).tolist()
+    grey = decode(deep("P5", values[..., 0], full), "x.pgm", GREY16, Reading())  # scaled in the same way
+    assert pixels[..., 0].tolist() == grey[0].tolist()
+
+
+def test_broken_sixteen_bit_ppm_are_named():
+    values = np.ones((2, 3, 3), int)
+    whole = deep("P6", values, 65_535)
+    for content in whole[:-1], deep("P6", values, 65_536):
+        with pytest.raises(Unreadable, match=r"x\.ppm"):
+            decode(content, "x.ppm", COLOUR16, Reading())
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
+    write(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.txt").write_text("a.png\nb.png\n", encoding="utf-8-sig")
+    assert names(open_source(str(tmp_path / "list.txt"))) == ["a.png", "b.png"]
+    (tmp_path / "left.jsonl").write_text('{"file": "a.png"}\n', encoding="utf-8-sig")
+    assert read_quarantine(tmp_path / "left.jsonl") == {"a.png"}
+
+
+def test_missing_files_are_no_copies_of_each_other(tmp_path):
+    write(tmp_path, "a.png")
+    paths = ["gone.png", "a.png", "lost.png", "a.png"]
+    source = ListSource(tmp_path, paths, name="list", reading=Reading(), form=Form(3))
+    told = report(source, source)
+    assert set(told["unreadable"]) == {"gone.png", "lost.png"}
+    assert told["duplicates"]["exact"] == [["a.png", "a.png"]]
+    assert told["leakage"]["exact"] == [["a.png", "a.png"]] * 2
+
+
+def test_resource_forks_in_shards_are_no_images(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, content in [("._000.png", b"Mac"), ("a/._000.cls", b"Mac"), ("000.png", picture())]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    records, second = shard_records(tmp_path / "x.tar")
+    assert (len(records), second) == (1, [])
+    assert records["length"][0] == len(picture())
+
+
+def test_labels_of_hugging_face_sets_may_be_null():
+    datasets = pytest.importorskip("datasets")
+    from moco.data.huggingface import HuggingFaceSource
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    image = {"bytes": picture(), "path": None}
+    found = datasets.Dataset.from_dict({"image": [image] * 3, "label": [None, 1, 0]}, features=features)
+    assert HuggingFaceSource(found).labels is None  # as where some are -1
+    known = HuggingFaceSource(found, quarantine=frozenset(["dataset[0]"]))
+    assert known.labels.tolist() == [1, 0]

@@ -1,0 +1,113 @@
+"""What a second call, few images or odd ones meet: no wrong number, and nothing of the user's is lost."""
+
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moco.cli import main
+from moco.data.loader import _rows
+from moco.data.source import ArraySource
+from moco.data.statistics import fitted
+from moco.fit import Fit, write
+from moco.images import Portion, open_data, pairs, portions
+from moco.launch import choose_device
+from moco.plan import look_at
+from moco.supervised import _fingerprints
+from tiny import CPU, tiny_recipe
+
+
+def images(count=20, size=8, dtype=np.uint8, channels=3):
+    rng = np.random.default_rng(0)
+    made = rng.random((count, size, size, channels))
+    return (made * 255).astype(dtype) if dtype != np.float32 else made.astype(dtype)
+
+
+def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path):
+    found = Fit(
+        ["a", "b"], ["x.png", "y.png"], torch.tensor([0, -1]), torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
+        torch.tensor([1]), SimpleNamespace(right=None),
+    )  # fmt: skip
+    first, second = write(found, tmp_path)[1], write(found, tmp_path)[1]
+    assert first == second == tmp_path / "next.csv"  # nobody wrote in it
+    filled = first.read_text().replace("y.png,,", "y.png,b,")
+    first.write_text(filled)
+    assert write(found, tmp_path)[1] == tmp_path / "next-2.csv"
+    assert first.read_text() == filled
+    with open(tmp_path / "next-2.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["y.png"]
+
+
+def test_trainings_that_are_kept_know_the_labels_they_were_made_with():
+    source = ArraySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+
+    def setting(labels):
+        portion = Portion(source, torch.arange(4), torch.tensor(labels))
+        return SimpleNamespace(train=portion, test=portion)
+
+    assert _fingerprints(setting([0, 1, 0, 1])) == _fingerprints(setting([0, 1, 0, 1]))
+    assert _fingerprints(setting([0, 1, 0, 1])) != _fingerprints(setting([0, 1, 1, 1]))
+
+
+def test_every_fifth_of_classes_in_turn_leaves_every_class_to_learn_from(tmp_path):
+    np.savez(tmp_path / "turn.npz", images=images(50), labels=np.arange(50) % 5)
+    bank, queries = portions(open_data(str(tmp_path / "turn.npz")), 0)
+    assert set(bank.labels.tolist()) == set(queries.labels.tolist()) == set(range(5))
+    assert (len(bank.labels), len(queries.labels)) == (40, 10)
+
+
+def test_one_test_image_has_no_spread_so_training_images_are_looked_at(tmp_path):
+    np.savez(tmp_path / "one.npz", images=images(20, 16), test_images=images(1, 16))
+    values = tiny_recipe()
+    data = open_data(str(tmp_path / "one.npz"))
+    values = tiny_recipe(views=fitted(values.views, data.train))
+    assert sum(len(first) for first, _ in pairs(values, data, CPU, count=20)()) == 20
+
+
+def test_test_images_of_another_form_are_refused(tmp_path):
+    for test in images(4, dtype=np.float32), images(4, channels=1):
+        np.savez(tmp_path / "mixed.npz", images=images(), test_images=test)
+        with pytest.raises(ValueError, match="the training images have"):
+            open_data(str(tmp_path / "mixed.npz"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_the_range_of_8_bit_images_is_refused_for_others(dtype):
+    values = fitted(tiny_recipe().views, ArraySource(torch.from_numpy(images()).permute(0, 3, 1, 2)))
+    assert values.range == (0, 255)
+    source = ArraySource(torch.from_numpy(images(dtype=dtype)).permute(0, 3, 1, 2))
+    with pytest.raises(ValueError, match=r"views.range is 0 to 255, but .* pixels of another range"):
+        fitted(values, source)
+
+
+def test_floating_point_colours_are_colours():
+    source = ArraySource(torch.from_numpy(images(dtype=np.float32)).permute(0, 3, 1, 2))
+    assert look_at(source).grey == 0
+    grey = ArraySource(source.pixels[:, :1].expand(-1, 3, -1, -1).contiguous())
+    assert look_at(grey).grey == 1
+
+
+def test_rows_of_16_bit_images_are_those_that_were_asked_for():
+    pixels = torch.from_numpy(images(dtype=np.uint16) * 257)
+    index = torch.tensor([3, 0, 3])
+    assert torch.equal(_rows(pixels, index).to(torch.int64), pixels.to(torch.int64)[index])
+
+
+def test_a_folder_where_a_file_is_wanted_ends_in_a_sentence(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", images=images())
+    words = ["--data", str(tmp_path / "a.npz"), "--out", str(tmp_path / "run"), "--quarantine", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["pretrain", *words])
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert str(tmp_path) in said
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="'cuda:2' here; there are 2 GPUs"):
+        choose_device("cuda:2")
