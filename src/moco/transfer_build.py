@@ -118,7 +118,7 @@ def scaled(images: Images) -> Images:
     )
 
 
-def require_suitable(values: Trunk) -> None:
+def check_trunk(values: Trunk) -> None:
     """Refuse an architecture that no task can be built on, before any work.
 
     Raises:

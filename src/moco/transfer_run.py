@@ -22,15 +22,7 @@ from moco.run_folder import STOPPED, difference, is_free, leave_note, locked, ma
 from moco.training.checkpoint import Checkpoints, write_atomically
 from moco.training.trainer import Observer
 from moco.transfer.norm import measure_precisely
-from moco.transfer_build import (
-    Sets,
-    Start,
-    build_loader,
-    build_model,
-    metric_names,
-    open_sets,
-    require_suitable,
-)
+from moco.transfer_build import Sets, Start, build_loader, build_model, check_trunk, metric_names, open_sets
 from moco.transfer_loop import FineTuning, fine_tune
 from moco.transfer_measure import Measured, measure
 from moco.transfer_recipe import TransferRecipe
@@ -105,7 +97,7 @@ def transfer(
         )
     init = absolute(init)
     start = open_start(init, values.trunk)
-    require_suitable(start.trunk)
+    check_trunk(start.trunk)
     data = str(Path(data).expanduser().resolve())
     values = replace(values, trunk=start.trunk)
     if (out / "recipe.toml").exists():

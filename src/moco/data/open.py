@@ -1,20 +1,11 @@
 """From what a user writes after `--data` to a source."""
 
-import io
-import itertools
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from moco.data.archive import ArchiveSource, members
+from moco.data.arrays import open_arrays, open_digits, open_packed_cifar, open_torchvision
 from moco.data.encoded import FolderSource
 from moco.data.huggingface import open_huggingface
 from moco.data.manifest import SUFFIXES, open_manifest
@@ -22,13 +13,12 @@ from moco.data.procedural import procedural
 from moco.data.reading import Reading
 from moco.data.shard_table import has_shards
 from moco.data.shards import ShardSource
-from moco.data.source import ArraySource, DatasetSource, Source, channels_first, renumbered
+from moco.data.source import ArraySource, DatasetSource, Source
 
 EMBEDDED = ("procedural", "digits")
 PROCEDURAL_IMAGES = {"train": 6000, "test": 2000}
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 _TORCHVISION_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def locate(spec: str) -> str:
@@ -97,13 +87,13 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     if spec == "procedural":
         return procedural(PROCEDURAL_IMAGES[split], split=split)
     if spec == "digits":
-        return _digits(split)
+        return open_digits(split)
     if spec.startswith("hf:"):
         return open_huggingface(spec[3:], split, reading=reading, quarantine=quarantine)
     if spec.startswith("torchvision:"):
         _, _, rest = spec.partition(":")
         name, _, root = rest.partition(":")
-        return _torchvision(name, root or "data", split, reading)
+        return open_torchvision(name, root or "data", split, reading)
     path = Path(locate(spec))
     if not path.exists():
         raise FileNotFoundError(
@@ -113,10 +103,10 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     if path.is_file():
         return _file(path, split, reading, quarantine)
     if (path / "train_1.npz").exists():
-        return _packed_cifar(path, split)
+        return open_packed_cifar(path, split)
     for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
-            return _torchvision(name, str(path), split, reading)
+            return open_torchvision(name, str(path), split, reading)
     parts = {} if has_shards(path) else _parts(path)
     if "train" not in parts:
         return None if split == "test" else _images(path, str(path), reading, quarantine)
@@ -211,7 +201,7 @@ def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
 
 def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
     if path.suffix in (".npy", ".npz"):
-        return _arrays(path, split)
+        return open_arrays(path, split)
     if path.suffix in (".zip", ".tar"):
         return _archive(path, split, reading, quarantine)
     if path.suffix in SUFFIXES:
@@ -247,115 +237,3 @@ def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str
         train.notes += _others(path, parts, tops) if "train" in parts else ()
         return train
     return part(tests[0], part(parts["train"])) if "train" in parts and tests else None
-
-
-def _arrays(path: Path, split: str) -> Source | None:
-    if path.suffix == ".npy" and split == "test":
-        return None
-    prefix = "" if split == "train" else "test_"
-    images, labels, groups = f"{prefix}images", f"{prefix}labels", f"{prefix}groups"
-    try:
-        with open(path, "rb") as file:  # by its path, numpy leaves a damaged .npz open
-            loaded = np.load(file)
-            found = {"images": loaded} if isinstance(loaded, np.ndarray) else loaded
-            arrays = {name: found[name] for name in {images, labels, groups, "labels"} & {*found}}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
-        raise ValueError(f"{path} holds no arrays of numbers or words, or is cut short: {error}") from None
-    if images not in arrays:
-        if split == "test":
-            return None
-        raise ValueError(f"{path} has no array 'images', it has {', '.join(found)}")
-    numbers, classes = _numbered(arrays.get(labels))
-    if split == "test" and numbers is not None and "labels" in arrays:
-        known = _numbered(arrays["labels"])[1]
-        if (known is None) != (classes is None):
-            raise ValueError(f"{path} must have words in both labels and test_labels, or numbers in both")
-        if known is not None and classes is not None:
-            numbers, classes = renumbered(numbers, classes, known, f"{path} (test)"), known
-    name = str(path) if path.suffix == ".npy" else f"{path} ({split})"
-    return ArraySource(
-        channels_first(arrays[images]), numbers, groups=_numbered(arrays.get(groups))[0], name=name,
-        classes=classes,
-    )  # fmt: skip
-
-
-def _numbered(values: np.ndarray | None) -> tuple[Tensor | None, list[str] | None]:
-    """Labels or groups as numbers, and the words they were, in the order of these; "" and "-1" are none."""
-    if values is None:
-        return None, None
-    if values.dtype.kind not in "SU":
-        return torch.from_numpy(values), None
-    words = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
-    known = np.isin(words, ["", "-1"], invert=True)
-    every, places = np.unique(words[known], return_inverse=True)
-    numbers = np.full(words.shape, -1)
-    numbers[known] = places
-    return torch.from_numpy(numbers), every.tolist()
-
-
-def _packed_cifar(folder: Path, split: str) -> Source:
-    """CIFAR-10 as numbered .npz files of lossless WebP strips, 100 images one below the other."""
-    paths = sorted(folder.glob("train_*.npz")) if split == "train" else [folder / "test.npz"]
-    images, labels = [], []
-    for path in paths:
-        with np.load(path) as pack:
-            blob, offsets = pack["blob"].tobytes(), pack["offsets"]
-            labels.append(torch.from_numpy(pack["labels"]))
-        for start, end in itertools.pairwise(offsets):
-            strip = np.asarray(Image.open(io.BytesIO(blob[start:end])).convert("RGB"))
-            images.append(strip.reshape(-1, 32, 32, 3))
-    return ArraySource(
-        channels_first(np.concatenate(images)),
-        torch.cat(labels),
-        name=f"CIFAR-10 ({split})",
-        classes=CIFAR10_CLASSES,
-    )
-
-
-def _digits(split: str) -> Source:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels; every fifth is a test image."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    test = np.arange(len(digits.images)) % 5 == 4
-    chosen = test if split == "test" else ~test
-    pixels = (digits.images[chosen] * (255 / 16)).round().astype(np.uint8)
-    return ArraySource(
-        channels_first(pixels), torch.from_numpy(digits.target[chosen]), name=f"digits ({split})"
-    )
-
-
-def _torchvision(name: str, root: str, split: str, reading: Reading) -> Source | None:
-    import torchvision
-
-    kind = getattr(torchvision.datasets, name, None)
-    if kind is None:
-        raise ValueError(f"torchvision has no data set {name!r}")
-    dataset = None
-    names = ["train"] if split == "train" else ["test", "val"]
-    ways: list[dict[str, Any]] = [{"train": split == "train", "download": False}]
-    ways += [{"split": word} for word in names]
-    for way in ways:  # most are parted by a flag, some by a name, and not all have the same names
-        try:
-            dataset = kind(root, **way)
-            break
-        except (TypeError, ValueError):
-            continue
-        except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(f"torchvision's {name} is not in {root}: {error}") from None
-    if dataset is None:
-        if split == "test":
-            return None
-        raise ValueError(f"torchvision's {name} has no training images that can be asked for by name")
-    targets = getattr(dataset, "targets", getattr(dataset, "labels", getattr(dataset, "_labels", None)))
-    labels = None if targets is None else torch.as_tensor(targets)
-    pixels = getattr(dataset, "data", None)
-    label = f"{name} ({split})"
-    if isinstance(pixels, torch.Tensor):
-        pixels = pixels.numpy()
-    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim in (3, 4):
-        if pixels.ndim == 4 and pixels.shape[1] == 3 != pixels.shape[3]:  # SVHN, STL10
-            pixels = np.moveaxis(pixels, 1, -1)
-        classes = getattr(dataset, "classes", None)
-        return ArraySource(channels_first(pixels), labels, name=label, classes=classes)
-    return DatasetSource(dataset, labels, name=label, reading=reading)
