@@ -69,6 +69,17 @@ def test_columns_of_parquet_may_have_capitals(tmp_path):
     assert (names(train), train.classes) == (["a.png"], ["3"])
 
 
+def packed(folder, kind, *paths):
+    """Images at these paths of a folder, or of an archive of it."""
+    spec = write(folder / "set", *paths)
+    if kind == "folder":
+        return spec
+    with zipfile.ZipFile(folder / "set.zip", "w") as archive:
+        for path in paths:
+            archive.write(folder / "set" / path, path)
+    return str(folder / "set.zip")
+
+
 def test_columns_that_differ_by_capitals_only_are_refused(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("path,Label,label,,\na.png,1,2,,\n")
@@ -80,12 +91,7 @@ def test_columns_that_differ_by_capitals_only_are_refused(tmp_path):
 @pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Valid")])
 def test_parts_are_found_whatever_their_case(tmp_path, kind, train, test):
     paths = [f"{train}/cat/0.png", f"{train}/dog/1.png", f"{test}/cat/2.png", f"{test}/dog/3.png"]
-    spec = write(tmp_path / "set", *paths)
-    if kind == "zip":
-        spec = str(tmp_path / "set.zip")
-        with zipfile.ZipFile(spec, "w") as archive:
-            for path in paths:
-                archive.write(tmp_path / "set" / path, path)
+    spec = packed(tmp_path, kind, *paths)
     seen, unseen = open_source(spec), open_source(spec, "test")
     below = paths if kind == "zip" else [path.partition("/")[2] for path in paths]
     assert names(seen) == below[:2]
@@ -115,12 +121,7 @@ def test_the_exact_name_of_a_part_comes_first(tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_folders_beside_train_are_left_out_and_named(tmp_path, kind):
     paths = ["bus/0.png", "car/1.png", "train/2.png", "test/3.png", ".cache/4.png"]
-    spec = write(tmp_path / "set", *paths)
-    if kind == "zip":
-        spec = str(tmp_path / "set.zip")
-        with zipfile.ZipFile(spec, "w") as archive:
-            for path in paths:
-                archive.write(tmp_path / "set" / path, path)
+    spec = packed(tmp_path, kind, *paths)
     source = open_source(spec)
     assert len(source) == 1
     assert len(source.notes) == 1

@@ -44,14 +44,15 @@ def run(words: list[str]) -> int:
         raise ValueError("--out is needed: the folder to write the shards into")
     if call.short_side is not None and call.short_side < 1:
         raise ValueError(f"short_side must be at least 1 pixel, got {call.short_side}")
-    if any((call.images / name).is_dir() for name in ("train", "Train", "TRAIN")):
-        raise ValueError(
-            f"{call.images} has a folder train/; pack each split by itself, such as "
-            f"{call.images / 'train'} --out {call.out / 'train'}"
-        )
     from moco.data.encoded import FolderSource
+    from moco.data.open import parts_of
     from moco.data.pack import Member, pack, smaller
 
+    if call.images.is_dir() and (part := parts_of(call.images).get("train")):
+        raise ValueError(
+            f"{call.images} has a folder {part}/; pack each split by itself, such as "
+            f"{call.images / part} --out {call.out / 'train'}"
+        )
     source = FolderSource(call.images)
     labels = source.labels
     left: list[str] = []

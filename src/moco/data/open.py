@@ -107,7 +107,7 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     for name, folder in ("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python"):
         if (path / folder).is_dir():
             return open_torchvision(name, str(path), split, reading)
-    parts = {} if has_shards(path) else _parts(path)
+    parts = {} if has_shards(path) else parts_of(path)
     if "train" not in parts:
         return None if split == "test" else _images(path, str(path), reading, quarantine)
     part = parts["train"]
@@ -122,8 +122,8 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     return _images(path / found[0], f"{spec} ({found[0]})", reading, quarantine, found[0], train)
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    """What the parts of a set are called in its folder."""
+def parts_of(folder: Path) -> dict[str, str]:
+    """From train, test and so on to what these parts of a set are called in its folder, in whatever case."""
     return _called(name for name in os.listdir(folder) if _is_part(name) and (folder / name).is_dir())
 
 
