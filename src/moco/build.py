@@ -15,6 +15,7 @@ from moco.data.views import Views
 from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.knn import knn
 from moco.images import Data, labelled, pairs
+from moco.processor import has_fast_bfloat16
 from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
@@ -42,20 +43,6 @@ def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.R
     if precision == "auto":
         precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
     return dataclasses.replace(values, views=views, dictionary=table, precision=precision)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        try:
-            with open("/proc/cpuinfo", encoding="utf-8") as file:
-                flags = file.read()
-        except OSError:
-            return False
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    return False
 
 
 def build_encoder(values: recipe.Recipe, channels: int) -> encoder.Encoder:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from moco import __version__
+from moco import __version__, heap
 from moco.data.unreadable import Unreadable
 
 COMMANDS = {
@@ -63,7 +63,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once: large tensors in huge pages
+    heap.settle()
     try:
         code = _run(words)
         sys.stdout.flush()

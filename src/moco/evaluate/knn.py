@@ -10,8 +10,9 @@ from torch import Tensor
 
 from moco.encoder import Encoder
 from moco.evaluate.features import extract
+from moco.processor import product_with
 
-_QUERIES, _BANK = 500, 65_536  # rows of similarities held at once
+_QUERIES, _BANK = 125, 65_536  # rows of similarities held at once: 32 MB, which malloc keeps
 _GROUP = 4
 
 
@@ -45,23 +46,25 @@ def knn_predict(
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}")
     bank, classes = F.normalize(bank.detach(), dim=1), int(labels.max()) + 1
+    queries = F.normalize(queries.detach(), dim=1)
     # one piece of memory for all products: fresh pages would take a quarter of their time
     held = bank.new_empty(min(len(queries), _QUERIES) * min(len(bank), _BANK))
-    predictions = []
-    for chunk in F.normalize(queries.detach(), dim=1).split(_QUERIES):
-        best = torch.empty(len(chunk), 0, dtype=chunk.dtype)
-        voters = torch.empty(len(chunk), 0, dtype=torch.long)
-        for start in range(0, len(bank), _BANK):
-            part = bank[start : start + _BANK]
-            similarity = held[: len(chunk) * len(part)].view(len(chunk), len(part))
-            torch.mm(chunk, part.T, out=similarity)
+    best = [torch.empty(len(chunk), 0, dtype=chunk.dtype) for chunk in queries.split(_QUERIES)]
+    voters = [torch.empty(len(chunk), 0, dtype=torch.long) for chunk in best]
+    for start in range(0, len(bank), _BANK):
+        part = bank[start : start + _BANK]
+        product = product_with(part)
+        for i, chunk in enumerate(queries.split(_QUERIES)):
+            similarity = product(chunk, held[: len(chunk) * len(part)].view(len(chunk), len(part)))
             top, index = _largest(similarity, min(k, similarity.shape[1]))
-            best, index = torch.cat([best, top], 1), torch.cat([voters, index + start], 1)
+            top, index = torch.cat([best[i], top], 1), torch.cat([voters[i], index + start], 1)
             # sorted: sums of votes do not depend on how the bank is cut
-            best, chosen = best.topk(min(k, best.shape[1]), dim=1)
-            voters = index.gather(1, chosen)
-        votes = torch.zeros(len(chunk), classes, dtype=best.dtype)
-        votes.scatter_add_(1, labels[voters], ((best - 1) / temperature).exp())
+            best[i], chosen = top.topk(min(k, top.shape[1]), dim=1)
+            voters[i] = index.gather(1, chosen)
+    predictions = []
+    for top, index in zip(best, voters, strict=True):
+        votes = torch.zeros(len(top), classes, dtype=top.dtype)
+        votes.scatter_add_(1, labels[index], ((top - 1) / temperature).exp())
         predictions.append(votes.argmax(1))
     return torch.cat(predictions)
 

@@ -32,11 +32,14 @@ class SGD(torch.optim.SGD):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                order = sorted(range(p.dim()), key=p.stride, reverse=True)
-                parameters.append(p.detach().permute(order))
-                gradients.append(p.grad.permute(order).contiguous())
+                inputs = [p, p.grad]
                 if group["momentum"]:
-                    buffers.append(self._buffer(p, order))
+                    inputs.append(self._buffer(p))
+                if not all(x.is_contiguous() for x in inputs):
+                    inputs = self._in_order(p, inputs)
+                parameters.append(inputs[0])
+                gradients.append(inputs[1])
+                buffers += inputs[2:]
             sgd(
                 parameters, gradients, buffers, lr=group["lr"], momentum=group["momentum"],
                 weight_decay=group["weight_decay"], dampening=group["dampening"],
@@ -44,12 +47,19 @@ class SGD(torch.optim.SGD):
             )  # fmt: skip
         return loss
 
-    def _buffer(self, p: Tensor, order: list[int]) -> Tensor:
-        """A parameter's momentum buffer in this order of dimensions; zeros before its first gradient."""
+    def _buffer(self, p: Tensor) -> Tensor:
+        """A parameter's momentum buffer; zeros before its first gradient."""
         state = self.state[p]
-        buffer = state.get("momentum_buffer")
-        if buffer is None:
-            buffer = state["momentum_buffer"] = torch.zeros_like(p)
-        elif not buffer.permute(order).is_contiguous():
-            buffer = state["momentum_buffer"] = torch.empty_like(p).copy_(buffer)
-        return buffer.permute(order)
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(p)
+        return state["momentum_buffer"]
+
+    def _in_order(self, p: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+        """Parameter, gradient and buffer with their dimensions in the order of the parameter's memory."""
+        order = sorted(range(p.dim()), key=p.stride, reverse=True)
+        p, gradient, *buffers = (x.permute(order) for x in inputs)
+        if buffers and not buffers[0].is_contiguous():
+            state = self.state[inputs[0]]
+            state["momentum_buffer"] = torch.empty_like(inputs[0]).copy_(inputs[2])
+            buffers = [state["momentum_buffer"].permute(order)]
+        return [p, gradient.contiguous(), *buffers]
