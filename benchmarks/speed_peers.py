@@ -129,19 +129,21 @@ def albumentations_views224(rounds: int) -> Measured:
     with photographs(count) as (files, source):
         loader = Loader(source, Views(a), count, workers=1)
         steps = iter(range(10**6))
-        seen: dict[str, list[Tensor]] = {"theirs": [], "ours": []}
 
-        def theirs() -> None:
+        def theirs() -> Tensor:
             views = []
             for file in files:
                 found = cv2.imread(str(file))
                 assert found is not None
                 image = cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
                 views += [made(image=image)["image"] for _ in range(2)]
-            seen["theirs"].append(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous())
+            return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
 
-        times = alternate(theirs, lambda: seen["ours"].extend(loader.batch(next(steps)).views), rounds)
-    apart = errors_apart(torch.cat(seen["theirs"]), torch.cat(seen["ours"]))
+        def ours() -> tuple[Tensor, Tensor]:
+            return loader.batch(next(steps)).views
+
+        apart = errors_apart(theirs, lambda: torch.cat(ours()))
+        times = alternate(theirs, ours, rounds)
     return Measured(
         "64 JPEGs of 500 x 375 to two v2 views of 224, all on the CPU", times,
         f"crops without antialiasing there: views {apart:.0f} standard errors apart", None,

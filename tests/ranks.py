@@ -56,7 +56,7 @@ def share(batch: Batch, world: World) -> Batch:
     return Batch(tuple(v[mine] for v in batch.views), batch.index[mine], batch.orders, batch.step)
 
 
-def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
+def train(world: World, *, dtype=torch.float64, regroup=0, **case) -> dict:
     """A few steps of a case: losses and measures of each, weights and dictionary at the end."""
     f_q = tiny_encoder(dtype=dtype, arch=case.get("arch", "resnet10"))
     size, masked = case.get("size", 50), case.get("mask_own", False)
@@ -85,10 +85,10 @@ def train(world: World, *, dtype=torch.float64, regroup=False, **case) -> dict:
         world.enter(s)
         batch = tiny_batch(BATCH, dtype, s, size=case.get("pixels", 8))
         if regroup:  # the same groups in another order: only the order of sums changes
-            turn = torch.arange(BATCH).roll(4)
+            turn = torch.arange(BATCH).roll(regroup)
             order = turn.argsort()
             views = tuple(v[turn] for v in batch.views)
-            orders = tuple(order[o].roll(4) for o in batch.orders)
+            orders = tuple(order[o].roll(regroup) for o in batch.orders)
             batch = Batch(views, batch.index[turn], orders, s)
         own = share(batch, world)
         left_out.append(run.dictionary.masked(own, world))

@@ -97,6 +97,14 @@ def test_a_stray_half_written_file_is_ignored(tmp_path):
     assert not said
 
 
+def test_copies_that_a_tool_made_of_a_checkpoint_are_none(tmp_path):
+    checkpoints, said = filled(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        path.with_stem(f"{path.stem} (1)").write_bytes(path.read_bytes())
+    assert checkpoints.load()[0] == 30
+    assert not said
+
+
 def test_pickled_code_is_never_run(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -146,18 +146,6 @@ def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):
     assert "the run failed: [Errno 32] the tracker's connection is gone" in capfd.readouterr().err
 
 
-def test_large_tensors_lie_in_huge_pages_unless_the_environment_says_otherwise():
-    code = "import os, sys\nfrom moco.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
-    code += "assert 'torch' not in sys.modules\nprint(os.environ['THP_MEM_ALLOC_ENABLE'])"
-    for asked, found in (None, "1"), ("0", "0"):
-        environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
-        environment |= {} if asked is None else {"THP_MEM_ALLOC_ENABLE": asked}
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-        )
-        assert done.stdout.split()[-1] == found
-
-
 def test_knn_takes_the_runs_images_or_others(run, capsys, tmp_path):
     out, _ = run
     call("knn", out, "--k", 10)

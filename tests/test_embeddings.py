@@ -79,7 +79,7 @@ def test_embeddings_are_the_encoders(finished):  # noqa: F811
     weights, source = open_weights(out), open_source(data)
     got = joined(embed(weights, source, batch=30))
     batches = list(plain_batches(source, weights.views, torch.arange(100), device=torch.device("cpu")))
-    expected = weights.encoder.features(torch.cat(batches)).detach()
+    expected = weights.encoder.features(torch.cat(batches)).detach().float()
     torch.testing.assert_close(got.features, expected)
     assert got.names == [str(i) for i in range(100)]
     assert got.labels == [str(label) for label in source.labels.tolist()]
@@ -143,6 +143,9 @@ def test_search_finds_the_image_itself(finished, tmp_path, capsys):  # noqa: F81
     assert "made/embeddings.npy: " in capsys.readouterr().out
     call("embed", out, "--to", "csv", "--split", "test", "--out", tmp_path / "e.csv", "--json")
     assert json.loads(capsys.readouterr().out)["images"] == 40
+    call("embed", out, "--out", tmp_path / "e.csv", "--json")  # the ending says which kind
+    assert len(read_embeddings(tmp_path / "e.csv").names) == 100
+    call("embed", out, "--to", "csv", "--split", "test", "--out", tmp_path / "e.csv", "--json")
     features = read_embeddings(tmp_path / "e.csv").features
     assert F.normalize(features, dim=1).shape == (40, 64)
 

@@ -241,6 +241,18 @@ def test_images_of_no_class_agree_with_none(run):
     assert atlases.build_atlas(weights, ArraySource(pixels, torch.full((30,), -1))).agreement is None
 
 
+def test_neighbours_without_a_class_are_not_crossed(run, tmp_path, monkeypatch):
+    """Nor is the map without its colours by class because the first image has none."""
+    pixels = torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8)
+    one = torch.full((30,), -1).where(torch.arange(30) != 7, 1)
+    atlas = atlases.build_atlas(moco.weights.open_weights(run), ArraySource(pixels, one))
+    assert sum(map(bool, atlas.labels)) == 1
+    monkeypatch.setattr("moco.report.page.build_atlas", lambda *_, **__: atlas)
+    text = write_report([run], tmp_path / "page.html").read_text()
+    assert "of another class" not in text
+    assert '<option value="labels">' in text
+
+
 @pytest.mark.parametrize(
     "pixels",
     [

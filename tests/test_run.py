@@ -171,9 +171,15 @@ def test_kill_9_at_random_moments_gives_the_same_bits(finished, tmp_path):
     assert_same_runs(out, run)
 
 
-def test_a_network_that_draws_random_numbers_resumes_exactly(tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "precision"),
+    [("mobilenet_v3_small", "float32"), ("mobilenet_v3_small", "bfloat16"), ("resnet18", "bfloat16")],
+)
+def test_a_library_s_network_resumes_exactly(arch, precision, tmp_path):
+    """One that draws random numbers; and, in bfloat16, those whose last images are narrower than a stride."""
     data = save_arrays(tmp_path)
-    values = tiny_recipe(encoder=Encoder(arch="torchvision/mobilenet_v3_small", dim=16, bn_group=4), epochs=1)
+    network = Encoder(arch=f"torchvision/{arch}", dim=16, bn_group=4)
+    values = tiny_recipe(encoder=network, epochs=1, precision=precision)
     moco.pretrain(values, data=data, out=tmp_path / "calm")
     torch.rand(7)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moco.cli import main
 from moco.data.loader import _rows
@@ -64,6 +65,19 @@ def test_one_test_image_has_no_spread_so_training_images_are_looked_at(tmp_path)
     data = open_data(str(tmp_path / "one.npz"))
     values = tiny_recipe(views=fitted(values.views, data.train))
     assert sum(len(first) for first, _ in pairs(values, data, CPU, count=20)()) == 20
+
+
+def test_test_images_that_cannot_be_read_are_refused_before_training(tmp_path):
+    for place in "train/a", "train/b", "test/a", "test/b":
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(images(1, 16)[0]).save(tmp_path / place / f"{i}.png")
+    (tmp_path / "test/a/0.png").write_bytes(b"no image")
+    assert len(open_data(str(tmp_path)).test) == 6
+    for path in tmp_path.glob("test/*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"no test image that was looked at can be read, such as .*0\.png"):
+        open_data(str(tmp_path))
 
 
 def test_test_images_of_another_form_are_refused(tmp_path):

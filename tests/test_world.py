@@ -51,7 +51,11 @@ def test_losses_weights_and_dictionary_are_those_of_one_process(together, alone,
     if size > ranks.CASES[case].get("most", size):
         pytest.skip("the shares hold no whole parts")
     ours, reference = together[size], alone[case]
-    torch.testing.assert_close(ours[0][case]["measures"], reference["measures"], rtol=1e-9, atol=1e-9)
+    found, expected = ours[0][case]["measures"], reference["measures"]
+    # a bank's negatives may hold the positive itself: rounding decides which of the two is the larger
+    accuracy = 1.5 / ranks.BATCH if case == "memory bank" else 1e-9
+    torch.testing.assert_close(found[:, 1], expected[:, 1], rtol=0, atol=accuracy)
+    torch.testing.assert_close(found[:, ::2], expected[:, ::2], rtol=1e-9, atol=1e-9)
     for name, value in reference["state"].items():
         torch.testing.assert_close(
             ours[0][case]["state"][name], value, rtol=1e-7, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}"
@@ -84,9 +88,10 @@ def test_single_precision_agrees_at_first_and_drifts_like_reordered_sums(togethe
         return ranks.train(Solo(), **ranks.SINGLE, **options)["measures"][:, 0].double()
 
     exact = losses()
-    torch.testing.assert_close(losses(regroup=True), exact, rtol=1e-9, atol=1e-9)  # the same run
-    alone, reordered = losses(dtype=torch.float32), losses(dtype=torch.float32, regroup=True)
-    bound = 10 * (reordered - alone).abs().max()
+    torch.testing.assert_close(losses(regroup=4), exact, rtol=1e-9, atol=1e-9)  # the same run
+    alone = losses(dtype=torch.float32)
+    reordered = [losses(dtype=torch.float32, regroup=turn) for turn in (4, 8, 12)]
+    bound = 5 * max((one - alone).abs().max() for one in reordered)
     for size in SIZES:
         ours = together[size][0]["float32"]["measures"][:, 0].double()
         assert abs(ours[0] - alone[0]) <= 1e-6

@@ -146,6 +146,8 @@ def test_other_weights_keep_their_own_range_of_pixel_values(run, tmp_path):
 def test_few_labels(run, capsys):
     found = json_of(capsys, "few-labels", run, "--per-class", 1, 3, "--share", 0.5, "--repeats", 2)
     assert [row["amount"] for row in found["curve"]] == ["1 per class", "3 per class", "50 %"]
+    (once,) = json_of(capsys, "few-labels", run, "--per-class", 1, "--repeats", 1)["curve"]
+    assert (once["low"], once["high"]) == (None, None)
     call("few-labels", run, "--per-class", 1, "--share", 0.5, "--repeats", 2)
     assert "mean and 95 % interval over 2 splits" in capsys.readouterr().out
 
@@ -321,13 +323,15 @@ def folder_of(images, path):
         ("linear {run} --data {tmp}/new.npz", "has no training image"),
         ("few-labels {run} --per-class 90 --share 0.5", "90 labels per class were asked for"),
         ("few-labels {run} --share 2", "must be in (0, 1]"),
+        ("few-labels {run} --repeats 0", "repeats must be at least 1, got 0"),
+        ("diagnose {run} --images 0", "images must be at least 2, whose features are compared, got 0"),
         ("finetune {run} --batch 5000", "fewer than a batch of 5000"),
         ("finetune {run} --lr 0", "lr must be above 0"),
         ("linear {run} --weights {tmp}/none.safetensors", "there is no file"),
         ("linear {run} --weights torchvision/resnet18:{tmp}/none.pth", "there is no file"),
         ("verdict {run} --against {tmp}/bare/x.png", "x.png"),
         ("supervised {run} --out {tmp}/bare", "nothing was overwritten"),
-        ("diagnose {run} --images 1", "at least two images, got 1"),
+        ("diagnose {run} --images 1", "images must be at least 2, whose features are compared, got 1"),
     ],
 )
 def test_wrong_calls_end_with_2_and_one_sentence(run, tmp_path, capsys, words, message):

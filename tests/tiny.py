@@ -29,6 +29,7 @@ RECIPE = recipe.Recipe(
     schedule=recipe.Cosine(),
     monitor=recipe.Monitor(bank=60, queries=20, k=10),
     batch=16,
+    precision="float32",
     epochs=2,
     journal_every=3,
     checkpoint_every=4,

@@ -154,8 +154,10 @@ def few_labels(
     """The few-label curve of a start: logistic regression on frozen features, or fine-tuning.
 
     Raises:
-        ValueError: if a class has fewer images than labels asked for.
+        ValueError: if there is no repeat, or a class has fewer images than labels asked for.
     """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     labels, answers = setting.train.labels, setting.test.labels
     fewest = int(torch.bincount(labels)[labels.unique()].min())
     for amount in amounts:
@@ -185,6 +187,8 @@ def diagnose_run(
         FileNotFoundError: if there is no run or there are no images.
         ValueError: if there are fewer than two images.
     """
+    if images < 2:
+        raise ValueError(f"images must be at least 2, whose features are compared, got {images}")
     out, where = Path(out), choose_device(device)
     values, run = read_run(out)
     spec, listed = chosen_images(out, run, data)

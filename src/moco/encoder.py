@@ -30,6 +30,9 @@ class Encoder(nn.Module):
         self.trunk = trunk
         self.head = head
         self.autocast = autocast
+        for module in trunk.modules():
+            if type(module) is nn.Conv2d and module.stride[-1] > 1 and module.kernel_size[-1] > 1:
+                module.__class__ = _StridedConv2d
 
     def forward(self, images: Float[Tensor, "N channels H W"]) -> Float[Tensor, "N C"]:
         return self.project(self.features(images))
@@ -51,6 +54,21 @@ class Encoder(nn.Module):
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(x.device.type, self.autocast)
+
+
+class _StridedConv2d(nn.Conv2d):
+    """A convolution that leaves bfloat16 on CPUs where its images are narrower than its stride.
+
+    There oneDNN (3.13, with torch 2.15) takes memory beyond the image into the gradient of its weights:
+    numbers that differ from step to step, up to infinity.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        narrow = input.device.type == "cpu" and input.shape[-1] < self.stride[-1]
+        if not (narrow and torch.is_autocast_enabled("cpu")):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
 
 
 def head(kind: Head, features: int, dim: int = 128) -> nn.Module:

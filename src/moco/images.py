@@ -26,6 +26,7 @@ from moco.evaluate.knn import Labelled
 
 _PAIRS = 200  # pairs of views encoded at once, at most
 _AT_ONCE = 4096  # files in the hands of a pool of threads
+_LOOKED_AT = 64  # test images, before a run begins
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,20 @@ def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -
         check_form(
             test_images, {"channels": train_images.channels, "pixels": pixels}, "the training images have"
         )
+        _check_readable(test_images)
     return Data(train_images, test_images)
+
+
+def _check_readable(source: Source) -> None:
+    """Refuse test images, before anything is trained, if none of some of them can be read."""
+    reason = None
+    for index in np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int)):
+        try:
+            with looking(source, int(index)):
+                return
+        except Unreadable as error:
+            reason = reason or error
+    raise ValueError(f"no test image that was looked at can be read, such as {reason}; mend or remove them")
 
 
 def as_trained(reading: Reading, pixels: str | None) -> Reading:

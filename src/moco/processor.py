@@ -26,6 +26,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(flag in cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
 
 
+def measuring_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """What an encoder that was trained in a precision is measured in: bfloat16 only where it is fast."""
+    return torch.bfloat16 if precision == "bfloat16" and has_fast_bfloat16(device) else None
+
+
 def product_with(rows: Float[Tensor, "M D"]) -> Callable[[Tensor, Tensor | None], Tensor]:
     """`lambda x, out: torch.mm(x, rows.T, out=out)` for many x (Q, D), without gradient.
 

@@ -19,6 +19,7 @@ from moco.export.backbone import backbone_metadata, load_backbone
 from moco.images import Data, Portion, check_form, open_like, portions
 from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
+from moco.processor import measuring_precision
 from moco.recipe import Recipe
 from moco.run_folder import chosen_images, read_run
 from moco.weights import known_range, open_weights
@@ -162,6 +163,7 @@ def trained_start(setting: Setting) -> Start:
 def untrained_start(setting: Setting) -> Start:
     """The network as the run began with it; its batch normalisation has seen a few batches."""
     net = build_encoder(setting.values, setting.channels).to(setting.device)
+    net.autocast = measuring_precision(setting.values.precision, setting.device)
     batches = setting.train.plain(setting.values, setting.device).batches()
     calibrate(net, (images for _, images in zip(range(_CALIBRATION_BATCHES), batches, strict=False)))
     return Start("untrained network", net.eval(), setting.values, trained=False)
@@ -192,7 +194,9 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
         range = known_range(about) or setting.values.views.range
         check_form(setting.train.source, about)
     views = dataclasses.replace(setting.values.views, eval_size=size, range=range, mean=mean, std=std)
-    encoder = Encoder(trunk, nn.Identity()).to(setting.device).to(memory_format=torch.channels_last)
+    autocast = measuring_precision(setting.values.precision, setting.device)
+    encoder = Encoder(trunk, nn.Identity(), autocast=autocast).to(setting.device)
+    encoder.to(memory_format=torch.channels_last)
     values = dataclasses.replace(setting.values, views=views)
     return Start(name or path, encoder.eval(), values, trained=True, head=False)
 

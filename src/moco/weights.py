@@ -24,6 +24,7 @@ from moco.export.foreign import head_kind, read_foreign
 from moco.export.target import Exported, export_backbone, missing
 from moco.export.targets import TARGETS, target
 from moco.images import as_trained, check_form
+from moco.processor import measuring_precision
 from moco.recipe import Recipe
 from moco.run_folder import chosen_images, read_run
 from moco.training.checkpoint import Checkpoints
@@ -86,6 +87,7 @@ def open_weights(path: str | Path, device: torch.device | str = "cpu") -> Weight
         if found is not None:
             net = build_encoder(values, run["channels"]).to(device)
             net.load_state_dict(found[1]["f_q"])
+            net.autocast = measuring_precision(values.precision, device)
             facts = backbone_about(values, run["channels"], run)
             return Weights(path, net.eval(), True, values, facts, run, found[0])
         if not (path / "backbone.safetensors").exists():
@@ -122,6 +124,7 @@ def backbone_about(values: Recipe, channels: int, run: dict[str, Any] | None = N
         "mean": values.views.mean,
         "std": values.views.std,
         "reading": {name: getattr(values.reading, name) for name in READING},
+        "precision": values.precision,
         "mechanism": recipe.mechanism(values),
         "recipe": values.name,
         "moco": moco.__version__,
@@ -173,8 +176,10 @@ def _of_file(path: Path, device: torch.device, values: Recipe | None, run: dict[
             std=tuple(known["std"]),
         )
         reading = Reading(**known.get("reading", {}))
-        values = Recipe(name=path.name, encoder=settings, views=views, reading=reading)
-    net = encoder.Encoder(trunk, top).to(memory_format=torch.channels_last)
+        precision = known.get("precision", "float32")
+        values = Recipe(name=path.name, encoder=settings, views=views, reading=reading, precision=precision)
+    autocast = measuring_precision(values.precision, device)
+    net = encoder.Encoder(trunk, top, autocast=autocast).to(memory_format=torch.channels_last)
     return Weights(path, net.to(device).eval(), kind is not None, values, known, run)
 
 
@@ -225,7 +230,8 @@ def export_weights(
     Raises:
         ValueError: if there is no such target, or it cannot express the network; nothing is written then.
         ModuleNotFoundError: if a target needs a package to be written; nothing is written then.
-        RuntimeError: if the features differ by more than rounding.
+        RuntimeError: if the features differ by more than rounding; of "all" such a target is marked and
+            the others are written.
     """
     every = "all" in to
     targets = list(TARGETS.values()) if every else [target(name) for name in to]
@@ -247,4 +253,13 @@ def export_weights(
             if not every:
                 raise
             done.append(Exported(place.name, "", [], None, str(error)))
-    return [export_backbone(net, about, place, folder / place.name) for place in possible] + done
+    written = []
+    for place in possible:
+        try:
+            written.append(export_backbone(net, about, place, folder / place.name))
+        except Exception as error:  # a library's exporter may raise anything
+            if not every:
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            written.append(Exported(place.name, "", [], None, reason, failed=True))
+    return written + done

@@ -223,7 +223,7 @@ def _conclude(setting: Setting, rows: dict[str, Row], elsewhere: list[str]) -> d
 def _plain(row: Row) -> dict[str, Any]:
     """A row for JSON."""
     points = {
-        kind: [{"amount": p.amount, "labels": p.labels, **p.top1._asdict()} for p in curve]
+        kind: [p.row() for p in curve]
         for kind, curve in (("few_labels", row.curve), ("few_labels_fine_tuned", row.trained))
     }
     return {

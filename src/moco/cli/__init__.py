@@ -63,7 +63,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    heap.settle()
+    heap.keep()
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -19,8 +19,9 @@ class Embed:
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Images, as for pretrain; None takes those the run was trained on."""
-    to: Literal["parquet", "npy", "csv"] = "npy"
-    """Kind of file: parquet (needs pyarrow), npy with a CSV of names beside it, or csv."""
+    to: Literal["parquet", "npy", "csv"] | None = None
+    """Kind of file: parquet (needs pyarrow), npy with a CSV of names beside it, or csv; None goes by the
+    ending of --out, and takes npy where that has none of these."""
     out: Path | None = None
     """The file, or a folder for a file embeddings (of test images embeddings-test) with the kind's ending;
     None takes RUN, or the folder of a file."""
@@ -43,16 +44,20 @@ def run(words: list[str]) -> int:
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
+    ending = "" if call.out is None or call.out.is_dir() else call.out.suffix.removeprefix(".")
+    kind = call.to or (ending if ending in WRITERS else "npy")
+    if ending in WRITERS and ending != kind:
+        raise ValueError(f"--out {call.out} is no file of --to {kind}; leave --to away, or change the ending")
     weights = open_weights(call.weights, choose_device(call.device))
     source = images_of(weights, call.data, call.split)
     beside = call.weights if call.weights.is_dir() else call.weights.parent
     path = call.out if call.out is not None else beside
-    if path.is_dir() or path.suffix != f".{call.to}":
-        path = path / f"embeddings{'' if call.split == 'train' else '-test'}.{call.to}"
+    if ending != kind:
+        path = path / f"embeddings{'' if call.split == 'train' else '-test'}.{kind}"
     lost: list[str] = []
     parts = embed(weights, source, layer=call.layer, lost=lost)
     first = next(parts)  # what does not fit is refused before a file is begun
-    with WRITERS[call.to](path, len(source)) as writer, progress("images", len(source)) as advance:
+    with WRITERS[kind](path, len(source)) as writer, progress("images", len(source)) as advance:
         for part in itertools.chain([first], parts):
             writer.write(advance(part))
     tell_lost(lost)

@@ -31,16 +31,17 @@ def run(words: list[str]) -> int:
     from moco.weights import export_weights
 
     done = export_weights(call.weights, call.to, out=call.out, licence=call.licence)
+    code = int(any(exported.failed for exported in done))
     if call.json:
         print(json.dumps([exported._asdict() for exported in done]))
-        return 0
+        return code
     for exported in done:
         verdict = f"not loaded: {exported.why_not}"
         if exported.difference is not None:
             verdict = f"loaded and compared: largest difference of any feature {exported.difference:.1e}"
         if not exported.lines:
-            print(f"{exported.target}: {exported.why_not}\n")
+            print(f"{exported.target}: {'failed: ' * exported.failed}{exported.why_not}\n")
             continue
         print(f"{exported.target}: {exported.folder}\n{verdict}")
         print("".join(f"    {line}\n" for line in exported.lines))
-    return 0
+    return code

@@ -53,7 +53,7 @@ def run(words: list[str]) -> int:
         setting, start, amounts=asked or AMOUNTS, repeats=call.repeats, by_finetuning=call.finetune
     )
     if call.json:
-        rows = [{"amount": p.amount, "labels": p.labels, **p.top1._asdict()} for p in curve]
+        rows = [p.row() for p in curve]
         print(json.dumps({"start": start.name, "fine_tuned": call.finetune, "curve": rows}))
         return 0
     print(f"top-1, % (mean and 95 % interval over {call.repeats} splits)")

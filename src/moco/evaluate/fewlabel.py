@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -148,6 +148,11 @@ class Point(NamedTuple):
     amount: str
     labels: int
     top1: Interval
+
+    def row(self) -> dict[str, Any]:
+        """For JSON, which knows no infinity: an interval without bounds has null for them."""
+        top1 = {k: None if v in (math.inf, -math.inf) else v for k, v in self.top1._asdict().items()}
+        return {"amount": self.amount, "labels": self.labels, **top1}
 
 
 Learner = Callable[[Int[Tensor, "S n"]], Int[Tensor, "S Q"]]

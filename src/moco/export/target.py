@@ -123,6 +123,7 @@ class Exported(NamedTuple):
         difference: largest difference between any feature loaded that way and ours; None if it
             was not loaded.
         why_not: why it was not loaded.
+        failed: whether that is a fault, not a limit of the library.
     """
 
     target: str
@@ -130,6 +131,7 @@ class Exported(NamedTuple):
     lines: list[str]
     difference: float | None
     why_not: str
+    failed: bool = False
 
 
 def export_backbone(net: nn.Module, about: dict[str, Any], target: Target, folder: Path) -> Exported:

@@ -114,7 +114,8 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}.pt"
 
     def _steps(self) -> list[int]:
-        return sorted(int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.pt"))
+        numbers = (path.stem.removeprefix("step-") for path in self.folder.glob("step-*.pt"))
+        return sorted(int(number) for number in numbers if number.isdecimal())  # not a tool's "(1)" copies
 
     def _damage(self, path: Path) -> str | None:
         """What is wrong with a checkpoint, None if nothing is."""
