@@ -37,7 +37,7 @@ TABLES: dict[str, tuple[Callable[[int], Measured], int]] = {
     "sgd": (speed_parts.sgd, 41),
     "knn": (speed_parts.knn, 5),
     "features": (speed_step.features, 5),
-    "step": (speed_step.step32, 7),
+    "step": (speed_step.step32, 15),
     "step224": (speed_step.step224, 7),
     "e2e": (speed_step.e2e, 5),
     "lightly-step": (speed_peers.lightly_step, 7),

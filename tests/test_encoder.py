@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torchvision
+from torch import nn
 
 from moco.encoder import Encoder, head, trunk
 from moco.norm import GroupedBatchNorm2d
@@ -122,3 +123,23 @@ def test_wide_networks_are_not_torchvisions():
     with torch.device("meta"):
         assert parameters(torchvision.models.wide_resnet50_2()) < 0.8 * parameters(resnet("resnet50w2x"))
     assert "wide_resnet50_2" not in ARCHITECTURES
+
+
+@pytest.mark.parametrize(("stride", "height", "width"), [(2, 1, 1), (2, 4, 1), (4, 3, 3), (2, 4, 4)])
+def test_gradients_in_bfloat16_hold_nothing_from_beyond_narrow_images(stride, height, width):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(16, 32, 3, stride, 1, bias=False), nn.Flatten())
+    images, weight = torch.randn(4, 16, height, width), trunk[0].weight
+    found = []
+    for autocast in None, torch.bfloat16:
+        encoder = Encoder(trunk, nn.Identity(), autocast=autocast).to(memory_format=torch.channels_last)
+        for left_in_memory in float("nan"), 1e4:
+            weight.grad = None
+            loss = encoder(images)[:, ::3].sum()
+            junk = [torch.full((2**size,), left_in_memory) for size in range(8, 21)]
+            del junk
+            loss.backward()
+            found.append(weight.grad.clone())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[3], found[2], rtol=0, atol=0)
+    assert (found[2] - found[0]).norm() <= 0.02 * found[0].norm()
