@@ -18,7 +18,7 @@ from moco.export.libraries import huggingface_name
 from moco.export.target import export_backbone
 from moco.export.targets import TARGETS
 from moco.resnet import resnet
-from moco.weights import open_weights
+from moco.weights import export_weights, open_weights
 
 NEEDS = {"timm": "timm", "huggingface": "transformers", "onnx": "onnxruntime", "detectron2": "detectron2"}
 
@@ -330,3 +330,23 @@ def test_the_command_prints_the_lines_that_load(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["export", str(path), "--to", "caffe"])
     assert "--to must be one of torchvision" in capsys.readouterr().err
+
+
+def test_all_goes_on_after_a_library_that_fails(tmp_path, monkeypatch, capsys):
+    facts = about("resnet10", width=8, stem="small")
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes(backbone_bytes(network(facts), facts))
+
+    def fails(*_):
+        raise RuntimeError("its exporter\nhas no such operation")
+
+    monkeypatch.setattr(TARGETS["torch"], "write", fails)
+    with pytest.raises(SystemExit, match="1"):
+        main(["export", str(path), "--to", "all", "--out", str(tmp_path / "out"), "--json"])
+    found = {row["target"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(found) == set(TARGETS)
+    assert [name for name, row in found.items() if row["failed"]] == ["torch"]
+    assert found["torch"]["why_not"] == "its exporter"
+    assert found["safetensors"]["difference"] == 0
+    with pytest.raises(RuntimeError, match="no such operation"):
+        export_weights(path, ["torch"], out=tmp_path / "out")

@@ -92,7 +92,8 @@ class Target(ABC):
     Attributes:
         name: what users type.
         writes_with, reads_with: packages needed to write the files, and to load them again.
-        tolerance: largest difference of features that rounding explains.
+        tolerance: largest difference of features that rounding explains, as a share of the largest
+            feature where that is above 1.
     """
 
     name: str
@@ -162,11 +163,13 @@ def export_backbone(net: nn.Module, about: dict[str, Any], target: Target, folde
     names: dict[str, Any] = {"images": images}
     with torch.no_grad():
         exec("\n".join(lines), names)
-        difference = float((torch.as_tensor(names["features"]) - net(images)).abs().max())
-    if not difference <= target.tolerance:
+        features = net(images)
+        difference = float((torch.as_tensor(names["features"]) - features).abs().max())
+    bound = target.tolerance * max(1.0, float(features.abs().max()))
+    if not difference <= bound:
         raise RuntimeError(
-            f"features loaded from {folder} differ by {difference:.3g}, more than the "
-            f"{target.tolerance:g} that rounding explains: the files hold another network"
+            f"features loaded from {folder} differ by {difference:.3g}, more than the {bound:.2g} that "
+            "rounding explains: the files hold another network"
         )
     return Exported(target.name, str(folder), lines, difference, "")
 
