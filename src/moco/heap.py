@@ -7,7 +7,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
 _KEPT = 160 << 20  # bytes: a batch of activations of the largest recipe a CPU is given
-_OLD_MOST = 1 << 25  # bytes: what glibc before 2.35 takes as mmap threshold at most
+_OLD_MOST = 1 << 25  # bytes: the largest mmap threshold that older glibc takes
 
 
 def keep() -> None:
