@@ -146,6 +146,12 @@ def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):
     assert "the run failed: [Errno 32] the tracker's connection is gone" in capfd.readouterr().err
 
 
+def test_the_command_itself_needs_no_torch():
+    code = "import sys\nfrom moco.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_knn_takes_the_runs_images_or_others(run, capsys, tmp_path):
     out, _ = run
     call("knn", out, "--k", 10)

@@ -250,6 +250,7 @@ def test_neighbours_without_a_class_are_not_crossed(run, tmp_path, monkeypatch):
     monkeypatch.setattr("moco.report.page.build_atlas", lambda *_, **__: atlas)
     text = write_report([run], tmp_path / "page.html").read_text()
     assert "of another class" not in text
+    assert 'class="wrong"' not in text
     assert '<option value="labels">' in text
 
 

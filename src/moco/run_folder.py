@@ -16,6 +16,7 @@ from moco import __version__, recipe_file
 from moco.data.open import locate
 from moco.data.source import ArraySource, Source
 from moco.images import Data
+from moco.processor import cpu_info
 from moco.recipe import Recipe
 from moco.training.interruption import EXIT_CODE
 
@@ -158,10 +159,9 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    for line in cpu_info().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 
