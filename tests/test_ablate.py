@@ -17,7 +17,6 @@ from PIL import Image
 
 from moco.ablate import cell as cells
 from moco.ablate import execute as executing
-from moco.ablate.board import Board
 from moco.ablate.conduct import run_study
 from moco.ablate.estimate import parameters
 from moco.ablate.execute import Machine
@@ -219,59 +218,6 @@ def test_a_study_goes_on_whatever_its_images_are(channels, groups, tmp_path):
     other = replace(asked, recipe=replace(asked.recipe, views=replace(views, size=8)))
     with pytest.raises(FileExistsError, match="was begun with another recipe"):
         Plan(replace(study, cells=(other,)), "x", (0,), plan.out).begin(1)
-
-
-SAVES = """
-import pathlib, signal, sys, time
-here = pathlib.Path(__file__).parent
-
-def leave(*_):
-    (here / "saved").touch()
-    sys.exit(75)
-
-signal.signal(signal.SIGTERM, signal.SIG_IGN if {deaf} else leave)
-(here / "ready").touch()
-time.sleep({seconds})
-sys.exit(75)
-"""
-
-
-def _apart(tmp_path, monkeypatch, **how):
-    """One cell whose process is a script; an hour passes once it is ready. The job, and what is said."""
-    (tmp_path / "saves.py").write_text(SAVES.format(**{"deaf": False, "seconds": 60} | how))
-    ready = tmp_path / "ready"
-    clock = SimpleNamespace(
-        sleep=lambda _: time.sleep(0.02), monotonic=lambda: time.monotonic() + 3600 * ready.exists()
-    )
-    monkeypatch.setattr(executing, "time", clock)
-    plan = Plan(toy(0.1), "x", (0,), tmp_path / "study")
-    plan.begin(1)
-    plan.jobs[0].tell(status="failed", reason="of an earlier call")
-    minutes = 30 if how.get("seconds") != 0 else None
-    machine = Machine(launcher=f"{sys.executable} {tmp_path / 'saves.py'}", minutes=minutes)
-    said = []
-    executing.execute(plan, machine, Board(plan, {}, tell=said.append))
-    return plan.jobs[0], said
-
-
-def test_a_cell_whose_time_is_over_may_save(tmp_path, monkeypatch):
-    job, _ = _apart(tmp_path, monkeypatch)
-    assert (tmp_path / "saved").exists()
-    assert job.outcome() == {"status": "open"}
-
-
-def test_a_cell_that_does_not_leave_in_time_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(executing, "_GRACE", 0.1, raising=False)
-    began = time.monotonic()
-    _apart(tmp_path, monkeypatch, deaf=True)
-    assert time.monotonic() - began < 30
-    assert not (tmp_path / "saved").exists()
-
-
-def test_a_cell_that_was_asked_to_leave_is_open(tmp_path, monkeypatch):
-    job, said = _apart(tmp_path, monkeypatch, seconds=0)
-    assert job.outcome() == {"status": "open"}
-    assert "t-0.1, seed 0: to be continued" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,16 @@ def test_a_broken_pipe_of_something_else_is_a_failure(monkeypatch, capfd):
     assert "the run failed: [Errno 32] the tracker's connection is gone" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_the_terminal_cannot_show_are_printed(encoding):
+    code = "import moco.cli as c, moco.cli.recipes as r, os\n"
+    code += "r.run = lambda words: print(os.fsdecode(b'caf\\xe9 ') + chr(0x3b8))\nc.main(['recipes'])"
+    environment = os.environ | {"PYTHONIOENCODING": f"{encoding}:strict"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(rb"caf\udce9 ")
+
+
 def test_the_command_itself_needs_no_torch():
     code = "import sys\nfrom moco.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass\n"
     code += "assert 'torch' not in sys.modules"

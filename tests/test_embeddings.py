@@ -1,6 +1,7 @@
 """Features as tables: equal to what the encoder gives, whole or not there, and searchable."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -61,6 +62,18 @@ def test_a_failure_leaves_no_file(kind, tmp_path):
     with pytest.raises(RuntimeError, match="no"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_names_that_are_no_text_are_written(kind, tmp_path):
+    """On Linux a name is bytes. Parquet holds text only."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    name = os.fsdecode(b"caf\xe9.png")
+    with WRITERS[kind](tmp_path / f"e.{kind}", 1) as writer:
+        writer.write(Embeddings([name], [name], torch.zeros(1, 2)))
+    read = read_embeddings(tmp_path / f"e.{kind}")
+    assert read.names == read.labels == [name if kind != "parquet" else r"caf\udce9.png"]
 
 
 def test_nearest_is_a_full_sort(unit, monkeypatch):

@@ -12,6 +12,7 @@ from moco.data.pack import Member, pack
 from moco.data.quarantine import quarantine_text
 from moco.data.reading import Reading
 from moco.data.source import DatasetSource
+from moco.images import open_data
 from moco.recipe import MomentumQueue
 from moco.run_folder import read_run
 from moco.starts import open_setting
@@ -95,6 +96,23 @@ def test_a_project_that_moved_goes_on_to_the_rows_of_one_that_did_not(kind, list
     assert len(open_source(moved)) - read_run(there / "run")[1]["images"] == listed
     if kind == "folder":
         assert measure_knn(there / "run", k=5) == measure_knn(there / "run", data=moved, k=5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "zip", "csv"])
+def test_a_list_that_names_none_of_the_images_is_told_of(kind, tmp_path):
+    if kind in KINDS:
+        spec = KINDS[kind](tmp_path)
+    else:
+        folder = write_folder(tmp_path)
+        spec = shutil.make_archive(folder, "zip", folder)
+        if kind == "csv":
+            (tmp_path / "table.csv").write_text("path\nimages/a/0.png\nimages/b/1.png\n")
+            spec = str(tmp_path / "table.csv")
+    name = open_source(spec).sample_name(0)
+    for listed, told in (["x.png", "y.png"], True), (["x.png", name], False):
+        (tmp_path / "list.jsonl").write_text(quarantine_text({"file": file} for file in listed))
+        notes = open_data(spec, quarantine=str(tmp_path / "list.jsonl")).train.notes
+        assert told == any("none of the 2 files on" in note and "list.jsonl" in note for note in notes)
 
 
 def test_the_same_list_elsewhere_is_the_same_call(tmp_path):

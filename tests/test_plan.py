@@ -104,9 +104,10 @@ def test_other_budgets_are_refused(text):
         parse_budget(text)
 
 
-def test_the_command_writes_a_recipe_that_trains(tmp_path, capsys):
+def test_the_command_writes_a_recipe_that_trains(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "x.npz", images=noise(128, size=8).permute(0, 2, 3, 1).numpy())
-    words = ["plan", str(tmp_path / "x.npz"), "--budget", "5m", "--out", str(tmp_path / "plan.toml")]
+    monkeypatch.chdir(tmp_path)  # the plan works from elsewhere too
+    words = ["plan", "x.npz", "--budget", "5m", "--out", str(tmp_path / "plan.toml")]
     with pytest.raises(SystemExit, match="0"):
         main([*words, "--json"])
     shown = json.loads(capsys.readouterr().out)

@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 
+import moco
 from moco import processor
+from test_run import StopAfter, save_arrays
+from tiny import tiny_recipe
 
 
 @pytest.mark.parametrize("said", ["AuthenticAMD avx512f", "GenuineIntel avx512f", ""])
@@ -28,6 +31,16 @@ def test_bfloat16_is_fast_where_the_processor_says_so(monkeypatch, said, fast):
     monkeypatch.setattr(processor, "cpu_info", lambda: said)
     assert processor.has_fast_bfloat16(torch.device("cpu")) is fast
     assert not processor.has_fast_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_run_says_that_its_precision_is_slow_here(monkeypatch, tmp_path, fast):
+    """As when it was begun on a processor with bfloat16 and goes on where there is none."""
+    monkeypatch.setattr(processor, "cpu_info", lambda: "avx512_bf16" * fast)
+    values = tiny_recipe(precision="bfloat16", epochs=None, iterations=1)
+    watch = StopAfter(-1)
+    moco.pretrain(values, data=save_arrays(tmp_path), out=tmp_path / "run", observers=[watch])
+    assert any("bfloat16" in sentence for sentence in watch.said) is not fast
 
 
 FAULTS = """

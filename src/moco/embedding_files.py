@@ -97,8 +97,8 @@ class NpyWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Columns name, label, group where images are in groups, and features, a list of D float32 values;
-    needs the extra "tables"."""
+    r"""Columns name, label, group where images are in groups, and features, a list of D float32 values;
+    needs the extra "tables". Bytes of a name that are no UTF-8 become \udcXX, for columns hold text only."""
 
     def __init__(self, path: Path, count: int):
         try:
@@ -113,7 +113,9 @@ class ParquetWriter(Writer):
     def write(self, part: Embeddings) -> None:
         flat = self.arrow.array(part.features.numpy().ravel())
         features = self.arrow.FixedSizeListArray.from_arrays(flat, part.features.shape[1])
-        table = self.arrow.table(_about(part) | {"features": features})
+        about = _about(part)
+        texts = {name: list(map(_text, about[name])) for name in ("name", "label")}
+        table = self.arrow.table(about | texts | {"features": features})
         if self.table is None:
             self.table = self.arrow.parquet.ParquetWriter(self.aside, table.schema)
         self.table.write_table(table)
@@ -183,6 +185,11 @@ def _about(part: Embeddings) -> dict[str, list[Any]]:
     """The columns beside the features."""
     groups = {} if part.groups is None else {"group": part.groups.tolist()}
     return {"name": part.names, "label": part.labels, **groups}
+
+
+def _text(name: str) -> str:
+    """A name as valid Unicode."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _embeddings(about: dict[str, list[Any]], features: np.ndarray) -> Embeddings:

@@ -127,6 +127,11 @@ def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -
             test_images, {"channels": train_images.channels, "pixels": pixels}, "the training images have"
         )
         _check_readable(test_images)
+    if listed and not train_images.left_out + (test_images.left_out if test_images is not None else 0):
+        train_images.notes += (
+            f"none of the {len(listed):,} files on {quarantine} is among these images; names are as moco "
+            f"doctor and runs write them, such as {train_images.sample_name(0)}",
+        )
     return Data(train_images, test_images)
 
 

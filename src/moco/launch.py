@@ -19,6 +19,7 @@ from moco.data.reading import Reading
 from moco.data.views import Views
 from moco.finish import Result, baselines, finish
 from moco.images import Data, open_data
+from moco.processor import has_fast_bfloat16
 from moco.recipe import Recipe
 from moco.recipes import get
 from moco.report.plots import plot_views
@@ -256,6 +257,8 @@ def _begin(
     if world.size > 1:
         share = values.batch // world.size
         say(f"{world.size} processes, {share} images each of every batch of {values.batch}")
+    if values.precision == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device):
+        say("the run computes in bfloat16, which this processor has to emulate, slowly")
     if (out / "result.json").exists():
         say(f"the run in {out} is finished already")
         return Result(**json.loads((out / "result.json").read_text()))

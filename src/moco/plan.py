@@ -14,7 +14,7 @@ import torch
 
 from moco import recipe_file
 from moco.build import build, resolve
-from moco.data.open import open_source
+from moco.data.open import locate, open_source
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
 from moco.images import Data
@@ -84,7 +84,8 @@ class Plan:
         """The recipe as a TOML file for `moco pretrain --from`, with the reasons as comments."""
         lines = [f"# {a.name} = {a.value}: {a.reason} ({a.source})\n" for a in self.advice]
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, ("".join(lines) + recipe_file.text(self.recipe, {"data": self.data})).encode())
+        text = "".join(lines) + recipe_file.text(self.recipe, {"data": locate(self.data)})
+        write_atomically(path, text.encode())
 
 
 def look_at(source: Source, count: int = SAMPLED) -> Look:

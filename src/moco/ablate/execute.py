@@ -6,17 +6,18 @@ import json
 import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from moco.ablate.board import Board
 from moco.ablate.cell import Call, run_cell
 from moco.ablate.plan import Job, Plan, claimed
-from moco.training.interruption import EXIT_CODE
+from moco.training.interruption import EXIT_CODE, Interruption, name
 
 _POLL = 0.2  # seconds between looks at the processes
 _GRACE = 20.0  # seconds that processes have to save and leave
@@ -58,10 +59,10 @@ class Machine:
         if self.memory is not None and not self.jobs:
             raise ValueError("memory can be limited only for cells in processes of their own: set jobs to 1")
 
-        for name in "most", "minutes":
-            value = getattr(self, name)
+        for limit in "most", "minutes":
+            value = getattr(self, limit)
             if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+                raise ValueError(f"{limit} must be above 0, got {value}")
         if self.minutes is not None and not self.jobs:
             raise ValueError("only cells in processes of their own can be stopped in time: set jobs to 1")
 
@@ -93,6 +94,7 @@ def execute(plan: Plan, machine: Machine, board: Board) -> None:
 
     Raises:
         RuntimeError: if a cell failed, after the others were run.
+        SystemExit: with `EXIT_CODE`, after the cells have saved, if a signal asked this process to leave.
     """
     failed = _here(plan, machine, board) if machine.jobs == 0 else _apart(plan, machine, board)
     if failed:
@@ -111,9 +113,9 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
     failed: list[Job] = []
     left = len(plan.jobs) if machine.most is None else machine.most
     end = math.inf if machine.minutes is None else time.monotonic() + 60 * machine.minutes
-    try:
+    with Interruption().heeded() as interruption, _stopping(running, machine, interruption):
         while (pending and left) or running:
-            if time.monotonic() > end:
+            if time.monotonic() > end or interruption.signal:
                 break
             for job in list(pending):
                 if not free or not left:
@@ -144,17 +146,32 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
             pending = [job for job in pending if not job.settled]
             board.refresh()
             time.sleep(_POLL)
-    finally:
-        _stop(running)
+    if interruption.signal:
+        board.say(f"{name(interruption.signal)}: cells have saved; the same command goes on from there")
+        raise SystemExit(EXIT_CODE)
     return failed
 
 
-def _stop(running: Sequence[_Running]) -> None:
+@contextlib.contextmanager
+def _stopping(running: Sequence[_Running], machine: Machine, interruption: Interruption) -> Iterator[None]:
+    """Ask what still runs at the end to save and leave, and end what does not in time.
+
+    The signal that asked this process may have gone to all, and a second one of a kind would end a cell
+    that is saving: so cells are sent another. Launchers know SIGTERM only.
+    """
+    try:
+        yield
+    finally:
+        asked = interruption.signal == signal.SIGTERM and not machine.launcher
+        _stop(running, signal.SIGUSR1 if asked else signal.SIGTERM)
+
+
+def _stop(running: Sequence[_Running], kind: signal.Signals) -> None:
     """Ask processes to save and leave, and end those that do not in time."""
     end = time.monotonic() + _GRACE
     try:
         for one in running:
-            one.process.terminate()
+            one.process.send_signal(kind)
         for one in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 one.process.wait(max(0.0, end - time.monotonic()))

@@ -7,6 +7,7 @@ was begun, 75 saved and left because a signal asked for it (the same command goe
 """
 
 import importlib
+import io
 import os
 import select
 import sys
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     heap.keep()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be what no terminal can show
     try:
         code = _run(words)
         sys.stdout.flush()

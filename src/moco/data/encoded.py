@@ -144,6 +144,7 @@ class FolderSource(EncodedSource):
         self.reading = reading or Reading()
         self.index = index or open_index(root, follow_links=self.reading.follow_links)
         self._kept = kept(self.index, quarantine)
+        self.left_out = len(self.index) - len(self)
         if not len(self):
             skipped = "".join(f"; skipped {n:,} {why}" for why, n in sorted(self.index.skipped.items()))
             raise FileNotFoundError(

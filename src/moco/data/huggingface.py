@@ -59,6 +59,7 @@ class HuggingFaceSource(EncodedSource):
         if quarantine:
             rows = np.array([i for i in rows if self._row_name(int(i)) not in quarantine], dtype=np.int64)
         self._rows, self.dataset = rows, dataset
+        self.left_out = len(dataset) - len(rows)
         self.labels, self.classes = None, list(classes)
         for column, kind in dataset.features.items():
             if isinstance(kind, datasets.ClassLabel):

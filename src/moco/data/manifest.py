@@ -60,6 +60,7 @@ def open_manifest(
         rows = rows[[value in words for value in said]]
     elif split == "test":
         return None
+    of_split = len(rows)
     rows = np.array([row for row in rows if columns["path"][row] not in quarantine], dtype=np.int64)
     if not len(rows):
         if split == "test":
@@ -73,10 +74,12 @@ def open_manifest(
     if groups is not None:
         alone = torch.tensor([str(value) == "-1" for value in chosen["group"]])
         groups = each_its_own(torch.where(alone, -1, groups))
-    return ListSource(
+    source = ListSource(
         path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
         classes=names, groups=groups, reading=reading, form=form,
     )  # fmt: skip
+    source.left_out = of_split - len(rows)
+    return source
 
 
 def _read(path: Path) -> dict[str, list[Any]]:

@@ -226,11 +226,14 @@ def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str
 
     def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
         prefix = f"{folder}/" if folder else ""
-        chosen = [m for m in everything if m.path.startswith(prefix) and m.name not in quarantine]
-        return ArchiveSource(
+        there = [member for member in everything if member.path.startswith(prefix)]
+        chosen = [member for member in there if member.name not in quarantine]
+        source = ArchiveSource(
             path, chosen, name=f"{path} ({folder})" if folder else str(path), prefix=prefix, reading=reading,
             form=like.form if like else None, classes=like.classes if like else (),
         )  # fmt: skip
+        source.left_out = len(there) - len(chosen)
+        return source
 
     if split == "train":
         train = part(parts.get("train", ""))

@@ -76,6 +76,7 @@ class ShardSource(EncodedSource):
         self._ends = np.cumsum(self.table.samples)
         count = int(self._ends[-1]) if len(self._ends) else 0
         self._out = self._listed(quarantine)
+        self.left_out = len(self._out)
         self._passed = self._out - np.arange(len(self._out))  # images that come before each of these
         if count == len(self._out):
             raise FileNotFoundError(

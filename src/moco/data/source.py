@@ -29,9 +29,11 @@ class Source(ABC):
         notes: sentences the user should read before a run.
         shards: how many images each file holds, in order, where files hold many; else None.
         lost: (N,) bool, images whose file was missing from the start, which have no label; or None.
+        left_out: how many images a quarantine list kept out.
     """
 
     notes: tuple[str, ...] = ()
+    left_out: int = 0
     shards: np.ndarray | None = None
     name: str
     channels: int

@@ -1,0 +1,135 @@
+"""Studies asked to leave: their time is over, or a signal came; cells save and the next call goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from moco.ablate import execute as executing
+from moco.ablate.board import Board
+from moco.ablate.execute import Machine
+from moco.ablate.plan import Plan
+from toy_study import calm, data, quick, quiet, toy  # noqa: F401
+
+SAVES = """#!{python}
+import os, pathlib, signal, sys, time
+here = pathlib.Path(__file__).parent
+asked = []
+
+def leave(kind, _):
+    signal.signal(kind, signal.SIG_DFL)  # a second one of a kind is obeyed at once, as in a run
+    asked.append(kind)
+
+for kind in signal.SIGTERM, signal.SIGUSR1:
+    signal.signal(kind, signal.SIG_IGN if {deaf} else leave)
+if {alarmed}:
+    leave(signal.SIGTERM, None)  # the signal went to all processes
+(here / "ready").touch()
+end = time.monotonic() + {seconds}
+while time.monotonic() < end and not asked:
+    time.sleep(0.01)
+if asked:
+    time.sleep(0.5)
+    (here / "saved").touch()
+sys.exit(75)
+"""
+
+
+def _cell_of(plan, tmp_path, monkeypatch, *, deaf=False, alarmed=False, seconds=60, **how):
+    """Run a plan's only cell, whose process is a script that saves; what is said."""
+    script = tmp_path / "saves.py"
+    script.write_text(SAVES.format(python=sys.executable, deaf=deaf, alarmed=alarmed, seconds=seconds))
+    script.chmod(0o755)
+    monkeypatch.setattr(executing, "sys", SimpleNamespace(executable=str(script)))
+    plan.begin(1)
+    plan.jobs[0].tell(status="failed", reason="of an earlier call")
+    said = []
+    executing.execute(plan, Machine(**how), Board(plan, {}, tell=said.append))
+    return said
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return Plan(toy(0.1), "x", (0,), tmp_path / "study")
+
+
+@pytest.fixture
+def late(tmp_path, monkeypatch):
+    """An hour passes once the cell is ready."""
+    ready = tmp_path / "ready"
+    clock = SimpleNamespace(
+        sleep=lambda _: time.sleep(0.02), monotonic=lambda: time.monotonic() + 3600 * ready.exists()
+    )
+    monkeypatch.setattr(executing, "time", clock)
+
+
+@pytest.mark.usefixtures("late")
+def test_a_cell_whose_time_is_over_may_save(plan, tmp_path, monkeypatch):
+    _cell_of(plan, tmp_path, monkeypatch, minutes=30)
+    assert (tmp_path / "saved").exists()
+    assert plan.jobs[0].outcome() == {"status": "open"}
+
+
+@pytest.mark.usefixtures("late")
+def test_a_cell_that_does_not_leave_in_time_is_killed(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(executing, "_GRACE", 0.1, raising=False)
+    began = time.monotonic()
+    _cell_of(plan, tmp_path, monkeypatch, deaf=True, minutes=30)
+    assert time.monotonic() - began < 30
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_cell_that_was_asked_to_leave_is_open(plan, tmp_path, monkeypatch):
+    said = _cell_of(plan, tmp_path, monkeypatch, seconds=0)
+    assert plan.jobs[0].outcome() == {"status": "open"}
+    assert "t-0.1, seed 0: to be continued" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "alarmed"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, False), (signal.SIGTERM, True)],
+    ids=["SIGTERM", "SIGUSR1", "SIGTERM to all its processes"],
+)
+def test_a_signal_to_a_study_lets_its_cells_save(plan, tmp_path, monkeypatch, kind, alarmed):
+    def send():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), kind)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(SystemExit) as stopped:
+        _cell_of(plan, tmp_path, monkeypatch, alarmed=alarmed)
+    assert stopped.value.code == 75
+    assert (tmp_path / "saved").exists()
+    assert plan.jobs[0].outcome() == {"status": "open"}
+
+
+@pytest.mark.slow
+def test_a_command_asked_to_leave_ends_with_the_same_table(calm, data, tmp_path):  # noqa: F811
+    file = tmp_path / "toy.py"
+    file.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from toy_study import toy\n\n\ndef study(base):\n    return toy()\n"
+    )
+    out = tmp_path / "study"
+    words = ["ablate", str(file), "--data", data, "--out", str(out), "--seeds", "0", "1"]
+    command = [sys.executable, "-m", "moco", *words, "--threads", "1", "--no-estimate"]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        deadline = time.monotonic() + 240
+        while not list(out.glob("cells/*/journal.jsonl")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 75
+    assert "SIGTERM" in (tmp_path / "log").read_text()
+    quiet(toy(), data=data, out=out, seeds=(0, 1))
+    assert (out / "table.json").read_bytes() == (calm / "table.json").read_bytes()
