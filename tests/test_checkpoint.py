@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from moco.training.checkpoint import Checkpoints, write_atomically
+from moco.files import write_atomically
+from moco.training.checkpoint import Checkpoints
 
 
 def filled(folder, steps=(10, 20, 30), keep=3):
@@ -69,11 +70,31 @@ def test_a_damaged_newest_falls_back_to_the_one_before_and_says_so(tmp_path, dam
     assert reason in said[0]
 
 
-def test_nothing_whole_is_none(tmp_path):
-    checkpoints, _ = filled(tmp_path, steps=(1,))
-    truncate(tmp_path / "step-000000001.pt")
-    assert checkpoints.load() is None
+@pytest.mark.parametrize("lost", ["*.json", "*.pt", ""])
+def test_no_run_begins_anew_over_checkpoints_that_cannot_be_read(tmp_path, lost):
+    """As after a copy that left files out, or a passing fault of a network disk."""
+    checkpoints, said = filled(tmp_path)
+    for path in tmp_path.glob(lost or "*.pt"):
+        path.unlink() if lost else truncate(path)
+    with pytest.raises(OSError, match=r"none of the 3 checkpoints in .* is whole; nothing was changed"):
+        checkpoints.load()
+    assert len(said) == 3
+    assert "trying the one before" in said[0]
+    assert "trying" not in said[-1]
+
+
+def test_before_the_first_checkpoint_there_is_none(tmp_path):
     assert Checkpoints(tmp_path / "absent").load() is None
+    checkpoints, _ = filled(tmp_path, steps=(1,))
+    (tmp_path / "step-000000001.json").unlink()  # killed between the two files
+    assert checkpoints.load() is None
+
+
+def test_what_a_kill_left_aside_goes_with_the_next(tmp_path):
+    checkpoints, _ = filled(tmp_path)
+    (tmp_path / "step-000000040.pt.elsewhere-1.tmp").write_bytes(b"half")
+    checkpoints.save(50, {"value": torch.zeros(1)})
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
@@ -92,7 +113,7 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
 
 def test_a_stray_half_written_file_is_ignored(tmp_path):
     checkpoints, said = filled(tmp_path)
-    (tmp_path / "step-000000040.pt.tmp").write_bytes(b"half")
+    (tmp_path / "step-000000040.pt.elsewhere-1.tmp").write_bytes(b"half")
     assert checkpoints.load()[0] == 30
     assert not said
 

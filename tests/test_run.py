@@ -249,7 +249,7 @@ def test_a_kill_before_the_first_file_leaves_a_folder_to_begin_in(tmp_path):
     data = save_arrays(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
-    (tmp_path / "run" / "recipe.toml.tmp").write_text("half")
+    (tmp_path / "run" / "recipe.toml.elsewhere-1.tmp").write_text("half")
     with pytest.raises(KeyboardInterrupt):
         moco.pretrain(tiny_recipe(), data=data, out=tmp_path / "run", observers=[StopAfter(1)])
     assert (tmp_path / "run" / "recipe.toml").exists()

@@ -15,12 +15,12 @@ from moco.data.memory import trim
 from moco.evaluate.features import calibrate, pixels
 from moco.evaluate.knn import Labelled, accuracy, knn
 from moco.export.backbone import backbone_bytes
+from moco.files import write_atomically
 from moco.images import Data, labelled
 from moco.recipe import Recipe
 from moco.report.page import write_report
 from moco.report.plots import plot_curves
 from moco.run_folder import read_run
-from moco.training.checkpoint import write_atomically
 from moco.training.trainer import Run
 from moco.weights import backbone_about
 

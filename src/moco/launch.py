@@ -26,9 +26,9 @@ from moco.report.plots import plot_views
 from moco.run_folder import (
     LEFT_OUT,
     STOPPED,
+    at_work,
     difference,
     is_free,
-    leave_note,
     locked,
     own_list,
     provenance,
@@ -210,19 +210,11 @@ def _run(
         finished = world.first(lambda: _begin(held, values, spec, data, out, fingerprint, device, world, say))
         if finished is not None:
             return finished
-        try:
+        with at_work(out, first=world.rank == 0):
             journal = train(run, out)
             if world.rank:
                 return Result(str(out), run.steps, float("nan"), float("nan"), {}, 0.0)
             return finish(run, values, data, out, device, journal.rows, started, say)
-        except SystemExit as left:
-            if world.rank == 0:
-                leave_note(out, left)
-            raise
-        except (ConnectionError, TimeoutError):
-            raise
-        except (ValueError, OSError, MemoryError) as error:
-            raise RuntimeError(str(error)) from error  # after work began, it is no wrong call
 
 
 def _begin(

@@ -17,10 +17,11 @@ from moco.build import build, resolve
 from moco.data.open import locate, open_source
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
+from moco.files import write_atomically
 from moco.images import Data
 from moco.recipe import Constant, Cosine, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
 from moco.recipes import get
-from moco.training.checkpoint import Checkpoints, write_atomically
+from moco.training.checkpoint import Checkpoints
 from moco.training.step import step
 from moco.world import Solo
 

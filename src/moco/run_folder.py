@@ -2,11 +2,9 @@
 
 import contextlib
 import datetime
-import errno
 import platform
 import subprocess
-import sys
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,41 @@ import torch
 from moco import __version__, recipe_file
 from moco.data.open import locate
 from moco.data.source import ArraySource, Source
+from moco.files import ASIDE, held, write_atomically
 from moco.images import Data
 from moco.processor import cpu_info
 from moco.recipe import Recipe
-from moco.training.interruption import EXIT_CODE
+from moco.training.interruption import EXIT_CODE, obeyed
 
 LEFT_OUT = "left-out.jsonl"
 """The list of images that a run was told to leave out, as it was when the run began."""
 STOPPED = "stopped"
 """A file that is there while a run waits to be continued because a signal ended it."""
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems answer that cannot lock, such as Lustre and NFS as they are often mounted."""
+
+
+@contextlib.contextmanager
+def at_work(out: Path, *, first: bool) -> Iterator[None]:
+    """Work in a run folder: a signal ends it, with a note there that the run waits to be continued.
+
+    Args:
+        out: the run folder.
+        first: whether this process is the one that writes.
+
+    Raises:
+        SystemExit: with `EXIT_CODE`, if a signal asked this process to leave.
+        RuntimeError: in place of errors that would tell of a wrong call; work had begun.
+    """
+    try:
+        with obeyed():
+            yield
+    except SystemExit as left:
+        if first:
+            leave_note(out, left)
+        raise
+    except (ConnectionError, TimeoutError):
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        raise RuntimeError(str(error)) from error
 
 
 def leave_note(out: Path, left: SystemExit) -> None:
@@ -47,9 +69,7 @@ def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
 
 def write_recipe(out: Path, values: Recipe, run: dict[str, Any]) -> None:
     """Write a run's recipe, and what it knows of data and machine; the file is whole or not there."""
-    aside = out / "recipe.toml.tmp"
-    aside.write_text(recipe_file.text(values, run), encoding="utf-8")
-    aside.replace(out / "recipe.toml")
+    write_atomically(out / "recipe.toml", recipe_file.text(values, run).encode())
 
 
 def chosen_images(out: Path, run: dict[str, Any], data: str | None) -> tuple[str, str]:
@@ -75,37 +95,21 @@ def own_list(out: Path, run: dict[str, Any]) -> str:
     return str(out / LEFT_OUT) if run.get("quarantine") else ""
 
 
-def is_free(out: Path, left: Container[str] = (".lock", LEFT_OUT, "recipe.toml.tmp")) -> bool:
+def is_free(out: Path) -> bool:
     """Whether work may begin in a folder: it is not there, empty, or holds what a kill left at once."""
     if not out.exists():
         return True
-    return out.is_dir() and all(path.name in left for path in out.iterdir())
+    return out.is_dir() and all(
+        path.name in (".lock", LEFT_OUT) or path.suffix == ASIDE for path in out.iterdir()
+    )
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the run folder; the lock goes with the process, however it ends.
-
-    A file system without locks holds nothing; a sentence on standard error says so.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except BlockingIOError:
-            raise FileExistsError(f"another process is training in {out}") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            print(
-                f"the file system of {out} has no locks ({error.strerror}): two runs in it would not notice "
-                "each other, so start one only",
-                file=sys.stderr,
-            )
+    """Hold the run folder; the lock goes with the process, however it ends (see `held`)."""
+    with held(out / ".lock") as mine:
+        if mine is None:
+            raise FileExistsError(f"another process is training in {out}")
         yield
 
 

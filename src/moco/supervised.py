@@ -12,10 +12,11 @@ from moco import recipe_file
 from moco.data.open import locate
 from moco.evaluate.finetune import Classifier, FineTuning, train_classifier
 from moco.export.backbone import backbone_bytes
+from moco.files import write_atomically
 from moco.recipe import Recipe
 from moco.run_folder import difference, image_facts, is_free
 from moco.starts import Setting, Start, untrained_start
-from moco.training.checkpoint import Checkpoints, write_atomically
+from moco.training.checkpoint import Checkpoints
 from moco.weights import backbone_about
 
 Say = Callable[[str], None]
@@ -45,7 +46,7 @@ class Kept:
                     "overwritten"
                 )
             self.rows = known["rows"]
-        elif not note.exists() and not is_free(note.parent, (note.name + ".tmp",)):
+        elif not note.exists() and not is_free(note.parent):
             raise FileExistsError(
                 f"{note.parent} holds something else; choose another folder, nothing was overwritten"
             )

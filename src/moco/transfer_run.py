@@ -14,12 +14,13 @@ import tomli_w
 import torch
 
 from moco import recipe_file
+from moco.files import write_atomically
 from moco.launch import choose_device
 from moco.processes import joined
 from moco.recipes.transfer import get_transfer
 from moco.report.transfer import plot_found
-from moco.run_folder import STOPPED, difference, is_free, leave_note, locked, machine
-from moco.training.checkpoint import Checkpoints, write_atomically
+from moco.run_folder import STOPPED, at_work, difference, is_free, locked, machine
+from moco.training.checkpoint import Checkpoints
 from moco.training.trainer import Observer
 from moco.transfer.norm import measure_precisely
 from moco.transfer_build import Sets, Start, build_loader, build_model, check_trunk, metric_names, open_sets
@@ -120,18 +121,12 @@ def transfer(
                 run = {"init": init, "row": start.row, "data": data, "trials": trials, **images}
                 _write_recipe(out, values, run | machine(where))
                 (out / STOPPED).unlink(missing_ok=True)
-            try:
+            with at_work(out, first=world.rank == 0):
                 done = [
                     _trial(values, trial, start, sets, out, where, workers, shown, world)
                     for trial in range(trials)
                 ]
                 return _finish(values, start, out, done, world)
-            except SystemExit as left:
-                if world.rank == 0:
-                    leave_note(out, left)
-                raise
-            except (ValueError, OSError, MemoryError) as error:
-                raise RuntimeError(str(error)) from error  # after work began, it is no wrong call
 
 
 def read_transfer(out: Path) -> tuple[TransferRecipe, dict[str, Any]]:

@@ -17,11 +17,11 @@ from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_f
 from moco.evaluate.finetune import FineTuning
 from moco.evaluate.knn import accuracy
 from moco.evaluate.verdict import Contender, judge
+from moco.files import write_atomically
 from moco.images import pairs
 from moco.report.few_labels import plot_few_labels
 from moco.starts import Setting, Start, other_start, trained_start, untrained_start
 from moco.supervised import Say, counterpart, planned, supervised
-from moco.training.checkpoint import write_atomically
 
 TRAINED_REPEATS = 3
 TRAINED_LABELS = 1000  # more labels than these are not fine-tuned on repeatedly

@@ -6,11 +6,10 @@ import json
 import math
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +112,8 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
     failed: list[Job] = []
     left = len(plan.jobs) if machine.most is None else machine.most
     end = math.inf if machine.minutes is None else time.monotonic() + 60 * machine.minutes
-    with Interruption().heeded() as interruption, _stopping(running, machine, interruption):
+    with Interruption().heeded() as interruption, contextlib.ExitStack() as stack:
+        stack.callback(_stop, running)
         while (pending and left) or running:
             if time.monotonic() > end or interruption.signal:
                 break
@@ -152,26 +152,12 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
     return failed
 
 
-@contextlib.contextmanager
-def _stopping(running: Sequence[_Running], machine: Machine, interruption: Interruption) -> Iterator[None]:
-    """Ask what still runs at the end to save and leave, and end what does not in time.
-
-    The signal that asked this process may have gone to all, and a second one of a kind would end a cell
-    that is saving: so cells are sent another. Launchers know SIGTERM only.
-    """
-    try:
-        yield
-    finally:
-        asked = interruption.signal == signal.SIGTERM and not machine.launcher
-        _stop(running, signal.SIGUSR1 if asked else signal.SIGTERM)
-
-
-def _stop(running: Sequence[_Running], kind: signal.Signals) -> None:
+def _stop(running: Sequence[_Running]) -> None:
     """Ask processes to save and leave, and end those that do not in time."""
     end = time.monotonic() + _GRACE
     try:
         for one in running:
-            one.process.send_signal(kind)
+            one.process.terminate()
         for one in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 one.process.wait(max(0.0, end - time.monotonic()))

@@ -2,28 +2,25 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from moco import recipe_file
+from moco.files import ASIDE, held, write_atomically
 from moco.recipe import Recipe
 from moco.studies import Study
-from moco.training.checkpoint import write_atomically
 
 KEPT = ("finished", "diverged", "out of memory")
 """Outcomes that running the cell again would not change."""
 
-LEFT_AT_ONCE = {"study.json.tmp", "images.npz", "images.npz.tmp"}
-"""What a kill leaves of a study that had not begun."""
-
 
 def refuse_foreign(out: Path) -> None:
     """Raise a FileExistsError if a folder holds something that is no study."""
-    foreign = out.exists() and not (out / "study.json").exists()
-    if foreign and not {path.name for path in out.iterdir()} <= LEFT_AT_ONCE:
+    if (out / "study.json").exists() or not out.exists():
+        return
+    if any(path.name != "images.npz" and path.suffix != ASIDE for path in out.iterdir()):  # left by a kill
         raise FileExistsError(f"{out} holds no study; choose another --out, nothing was overwritten")
 
 
@@ -155,22 +152,6 @@ class Plan:
         return about["threads"]
 
 
-@contextlib.contextmanager
-def claimed(job: Job) -> Iterator[int | None]:
-    """Hold a cell against other processes on the same folder; None if somebody else has it.
-
-    Yields a file descriptor: a child that inherits it keeps the claim when its parent dies.
-    """
-    path = job.out / "claims" / job.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
-        except BlockingIOError:
-            yield None
-            return
-        yield file.fileno()
+def claimed(job: Job) -> contextlib.AbstractContextManager[int | None]:
+    """Hold a cell against other processes on the same folder; None if somebody else has it (see `held`)."""
+    return held(job.out / "claims" / job.name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tomli_w
 
-from moco.training.checkpoint import write_atomically
+from moco.files import write_atomically
 
 
 def write_row(path: Path, table: dict[str, Any], out: Path, *, command: str, source: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from moco import chance
 from moco.data.open import open_source
 from moco.data.source import ArraySource
-from moco.training.checkpoint import write_atomically
+from moco.files import write_atomically
 
 
 def subset(data: str, out: Path, *, images: int | None, test_images: int | None, seed: int = 0) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moco.ablate.plan import Job, Plan
 from moco.evaluate.fewlabel import student
-from moco.training.checkpoint import write_atomically
+from moco.files import write_atomically
 
 COLUMNS = {
     "knn_trunk": "kNN, trunk",

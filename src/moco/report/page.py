@@ -8,10 +8,10 @@ import jinja2
 import torch
 
 from moco import recipe_file
+from moco.files import write_atomically
 from moco.report.atlas import Atlas, build_atlas
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
-from moco.training.checkpoint import write_atomically
 from moco.weights import describe, images_if_any, images_of, open_weights
 
 QUERIES = 8  # images whose neighbours are shown

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moco.data.loader import Loader
-from moco.training.checkpoint import write_atomically
+from moco.files import write_atomically
 from moco.training.interpreter import Interpreter
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2563a8", "#c8641b", "#2f855a", "#8a8f98"

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
+from moco.files import write_atomically
 from moco.studies import Published, Study
-from moco.training.checkpoint import write_atomically
 
 _COLOURS = ("#2563a8", "#c8641b", "#2f855a", "#8b4fa0", "#b0303c", "#5f6b7a", "#a8871b", "#1b8a94")
 _GREY = "#8a8f98"

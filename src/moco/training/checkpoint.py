@@ -8,13 +8,14 @@ flipped bit without complaint.
 import hashlib
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from moco.files import ASIDE, write_atomically
 
 
 class Checkpoints:
@@ -71,24 +72,36 @@ class Checkpoints:
         for other in later + until_now[: -self.keep]:
             self._path(other).with_suffix(".json").unlink(missing_ok=True)
             self._path(other).unlink(missing_ok=True)
+        for left in self.folder.glob(f"step-*{ASIDE}"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
 
     def load(
         self, device: torch.device | str = "cpu", *, resuming: bool = True
     ) -> tuple[int, dict[str, Any]] | None:
-        """The newest whole checkpoint's step and state, or None if there is none.
+        """The newest whole checkpoint's step and state, or None if none was written yet.
 
         Args:
             device: where the tensors go.
             resuming: say what will keep a resumed run from an undisturbed one's bits.
+
+        Raises:
+            OSError: if there are checkpoints and none is whole; beginning anew would delete them.
         """
-        for step in reversed(self._steps()):
+        steps = self._steps()
+        for step in reversed(steps):
             path = self._path(step)
             if (damage := self._damage(path)) is None:
                 if resuming:
                     self._compare(path)
                 return step, torch.load(path, map_location=device, weights_only=True)
-            self.say(f"checkpoint {path.name} is passed over: {damage}; trying the one before")
-        return None
+            before = "; trying the one before" * (step != steps[0])
+            self.say(f"checkpoint {path.name} is passed over: {damage}{before}")
+        if not steps or (len(steps) == 1 and not self._path(steps[0]).with_suffix(".json").exists()):
+            return None  # a kill while the first was written leaves it without its manifest
+        raise OSError(
+            f"none of the {len(steps)} checkpoints in {self.folder} is whole; nothing was changed: bring "
+            "them back, or delete that folder to begin anew"
+        )
 
     def _compare(self, path: Path) -> None:
         """Say so if going on from here cannot give the bits of an undisturbed run."""
@@ -114,7 +127,8 @@ class Checkpoints:
         return self.folder / f"step-{step:09d}.pt"
 
     def _steps(self) -> list[int]:
-        numbers = (path.stem.removeprefix("step-") for path in self.folder.glob("step-*.pt"))
+        files = [path for path in self.folder.glob("step-*") if path.suffix in (".pt", ".json")]
+        numbers = {path.stem.removeprefix("step-") for path in files}
         return sorted(int(number) for number in numbers if number.isdecimal())  # not a tool's "(1)" copies
 
     def _damage(self, path: Path) -> str | None:
@@ -124,7 +138,7 @@ class Checkpoints:
             content = path.read_bytes()
             expected = manifest["bytes"], manifest["sha256"]
         except (OSError, ValueError, KeyError) as error:
-            return f"its manifest is missing or unreadable ({error})"
+            return f"it or its manifest is missing or unreadable ({error})"
         if len(content) != expected[0]:
             return f"it has {len(content):,} bytes of {expected[0]:,}"
         if hashlib.sha256(content).hexdigest() != expected[1]:
@@ -134,22 +148,3 @@ class Checkpoints:
 
 def _warn(sentence: str) -> None:
     print(sentence, file=sys.stderr)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that, whatever happens, either the old or the new content is found whole."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself
-    finally:
-        os.close(folder)

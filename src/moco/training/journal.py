@@ -34,8 +34,8 @@ class Journal:
             aside.replace(path)
         if self.quarantine_path is not None:
             self.quarantine_path.unlink(missing_ok=True)
-        for row in self.rows:
-            self._quarantine(row)
+        self.listed = 0
+        self._list()
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a row of results; it must hold "step" and nothing that a resumed run would not repeat.
@@ -48,31 +48,27 @@ class Journal:
         self.pending += _line(row)
         with contextlib.suppress(OSError):  # a full disk: it is tried again with the next row
             self.flush()
-            self._quarantine(row)
 
-    def _quarantine(self, row: dict[str, Any]) -> None:
-        if "unreadable" in row and self.quarantine_path is not None:
-            with open(self.quarantine_path, "a", encoding="utf-8") as file:
-                file.write(_line({"file": row["unreadable"], "reason": row["reason"]}))
+    def _list(self) -> None:
+        """Put the rows of unreadable images that are not yet on `quarantine.jsonl` there."""
+        assert self.quarantine_path is not None
+        new = [row for row in self.rows[self.listed :] if "unreadable" in row]
+        lines = (_line({"file": row["unreadable"], "reason": row["reason"]}) for row in new)
+        if new:
+            _append(self.quarantine_path, "".join(lines))
+        self.listed = len(self.rows)
 
     def flush(self) -> None:
         """Have every row on the disk; a checkpoint of a later step must not outlive it.
 
         Raises:
-            OSError: if that cannot be; nothing is lost, and the file ends with a whole row.
+            OSError: if that cannot be; nothing is lost, and the files end with whole rows.
         """
         if not self.pending:
             return
-        with open(self.path, "ab", buffering=0) as file:
-            end, content = file.tell(), self.pending.encode()
-            try:
-                while content:
-                    content = content[file.write(content) :]
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self.path, end)
-                raise
+        _append(self.path, self.pending)
         self.pending = ""
+        self._list()
 
     def write_timing(self, row: dict[str, Any]) -> None:
         """Append a row of wall-clock measurements."""
@@ -93,6 +89,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break  # torn by a kill while it was written
     return rows
+
+
+def _append(path: Path, text: str) -> None:
+    """Add lines to a file, all of them or none, and have them on the disk."""
+    with open(path, "ab", buffering=0) as file:
+        end, content = file.tell(), text.encode()
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.truncate(path, end)
+            raise
 
 
 def _line(row: dict[str, Any]) -> str:
