@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from moco import processor
 from moco.ablate import cell as cells
 from moco.ablate import execute as executing
 from moco.ablate.conduct import run_study
@@ -26,9 +28,9 @@ from moco.build import resolve
 from moco.data.augmentation import SMALL as SMALL_VIEWS
 from moco.data.source import ArraySource
 from moco.images import Data
-from moco.run_folder import write_recipe
+from moco.run_folder import read_run, write_recipe
 from moco.studies import STUDIES
-from test_run import StopAfter
+from test_run import StopAfter, save_arrays
 from toy_study import BASE, SMALL, calm, data, quick, quiet, toy  # noqa: F401
 
 
@@ -122,6 +124,36 @@ def test_a_finished_study_is_not_run_again_and_more_seeds_are_added(calm, data, 
     quiet(toy(0.1, 0.5, 0.2), data=data, out=calm, seeds=(0, 1, 2))
     assert ran == ["t-0.2-seed0", "t-0.2-seed1", "t-0.1-seed2", "t-0.5-seed2", "t-0.2-seed2"]
     quiet(toy(), data=data, out=calm, seeds=(0, 1))
+
+
+def test_a_study_goes_on_with_its_own_images_only(data, tmp_path):  # noqa: F811
+    spec = shutil.copy(data, tmp_path / "images.npz")
+    run_study(
+        toy(), data=str(spec), out=tmp_path / "study", seeds=(0,), machine=Machine(jobs=0, most=1),
+        estimate=False, say=lambda _: None,
+    )  # fmt: skip
+    save_arrays(tmp_path, images=110)
+    with pytest.raises(FileExistsError, match="was begun on other images than"):
+        quiet(toy(), data=str(spec), out=tmp_path / "study", seeds=(0,))
+
+
+def test_all_cells_have_the_precision_of_the_machine_that_began(data, tmp_path, monkeypatch):  # noqa: F811
+    cells = tuple(replace(c, recipe=replace(c.recipe, precision="auto")) for c in toy().cells)
+    study = replace(toy(), cells=cells)
+    for said in "avx512_bf16", "":
+        monkeypatch.setattr(processor, "cpu_info", lambda said=said: said)
+        run_study(
+            study, data=data, out=tmp_path / "study", seeds=(0,), machine=Machine(jobs=0, most=1),
+            estimate=False, say=lambda _: None,
+        )  # fmt: skip
+    runs = [read_run(path)[0] for path in (tmp_path / "study/cells").iterdir()]
+    assert [values.precision for values in runs] == ["bfloat16"] * 2
+
+
+def test_a_cell_whose_folder_was_taken_away_is_run_anew(data, tmp_path):  # noqa: F811
+    table = quiet(toy(), data=data, out=tmp_path / "study", seeds=(0,))
+    shutil.rmtree(tmp_path / "study/cells/t-0.5-seed0")
+    assert quiet(toy(), data=data, out=tmp_path / "study", seeds=(0,)) == table
 
 
 def test_a_call_may_start_some_cells_or_run_for_some_time_only(data, tmp_path):  # noqa: F811

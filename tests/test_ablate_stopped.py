@@ -1,5 +1,7 @@
 """Studies asked to leave: their time is over, or a signal came; cells save and the next call goes on."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 from moco.ablate import execute as executing
 from moco.ablate.board import Board
 from moco.ablate.execute import Machine
-from moco.ablate.plan import Plan
+from moco.ablate.plan import Plan, claimed
 from toy_study import calm, data, quick, quiet, toy  # noqa: F401
 
 SAVES = """#!{python}
@@ -107,6 +109,41 @@ def test_a_signal_to_a_study_lets_its_cells_save(plan, tmp_path, monkeypatch, ki
     assert stopped.value.code == 75
     assert (tmp_path / "saved").exists()
     assert plan.jobs[0].outcome() == {"status": "open"}
+
+
+def test_what_one_process_told_of_a_cell_stays_when_a_launcher_fails(plan, tmp_path):
+    """A loss that is not finite, or memory that does not suffice, is an outcome of the study."""
+    note = json.dumps({"status": "diverged", "reason": "the loss"})
+    script = tmp_path / "launch.py"
+    lines = "import pathlib", f"pathlib.Path({str(plan.jobs[0].note)!r}).write_text({note!r})"
+    script.write_text("\n".join([*lines, "raise SystemExit(1)"]))
+    plan.begin(1)
+    plan.jobs[0].tell(status="failed", reason="of an earlier call")
+    machine = Machine(launcher=f"{sys.executable} {script}")
+    executing.execute(plan, machine, Board(plan, {}, tell=lambda _: None))
+    assert plan.jobs[0].outcome() == json.loads(note)
+
+
+def test_a_failed_cell_is_told_of_in_its_own_words(plan):
+    log = plan.out / "logs" / f"{plan.jobs[0].name}.log"
+    log.parent.mkdir(parents=True)
+    rule = "=" * 60
+    lines = "Traceback (most recent call last):", "ValueError: the images have 4 channels", "E0101 failed"
+    launcher = "torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ", rule, "FAILED", rule
+    log.write_text("\n".join([*lines, *launcher]))
+    assert executing._last_words(plan.jobs[0]) == "ValueError: the images have 4 channels"
+
+
+def test_a_cell_runs_where_files_cannot_be_locked(plan, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with claimed(plan.jobs[0]) as mine:
+        assert mine is not None
+    assert "has no locks" in capsys.readouterr().err
 
 
 @pytest.mark.slow

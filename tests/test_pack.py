@@ -24,6 +24,22 @@ def test_verification_finds_a_flipped_bit(packed, tmp_path):  # noqa: F811
     assert damage == "shard-000003.tar: its checksum does not match its content"
 
 
+def test_a_folder_that_is_being_packed_is_left_alone(tmp_path):
+    """As when a connection was lost, the first call lives on, and the command is given again."""
+    refused = []
+
+    def member(i):
+        if i == 5:
+            with pytest.raises(FileExistsError, match=r"another process is packing into .*out"):
+                pack(member, 9, tmp_path / "out", shard_images=3)
+            refused.append(i)
+        return Member(".png", image(i))
+
+    assert pack(member, 9, tmp_path / "out", shard_images=3).images == 9
+    assert refused == [5]
+    assert len(ShardSource(tmp_path / "out")) == 9
+
+
 def test_nothing_is_overwritten_but_an_unfinished_packing_starts_anew(packed, tmp_path):  # noqa: F811
     def member(i):
         if i == 5 and stop:

@@ -20,7 +20,8 @@ from moco import recipe_file
 from moco.recipe import Encoder, InfoNCE, MomentumQueue, Monitor
 from moco.run_folder import locked, read_run
 from moco.training.checkpoint import Checkpoints
-from moco.training.trainer import Observer, train
+from moco.training.observer import Observer
+from moco.training.trainer import train
 from tiny import tiny_data, tiny_recipe, tiny_run
 
 

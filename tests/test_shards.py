@@ -127,6 +127,26 @@ def test_a_sample_without_a_class_is_the_only_one_without(tmp_path):
     assert (source.labels >= 0).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("said", [b"cat", b"3000000000", b"-2", b""])
+def test_a_class_that_is_no_number_is_named(tmp_path, said):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in {"0.png": image(0), "0.cls": said}.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            tar.addfile(about, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"0\.cls must hold the number of a class, from 0, below 1,000,000"):
+        open_source(str(tmp_path))
+
+
+def test_hidden_tar_files_do_not_count(tmp_path):
+    """macOS keeps a file's attributes in ._FILE."""
+    tarred(tmp_path / "a.tar", "0.png", "1.png")
+    (tmp_path / "._a.tar").write_bytes(b"attributes")
+    for _ in range(2):
+        source = open_source(str(tmp_path))
+        assert (len(source), source.notes) == (2, ())
+
+
 def test_tar_files_that_came_later_are_told(tmp_path):
     tarred(tmp_path / "a.tar", "0.png", "1.png")
     assert open_source(str(tmp_path)).notes == ()

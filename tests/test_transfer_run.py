@@ -14,7 +14,7 @@ from moco.encoder import trunk
 from moco.export.backbone import backbone_bytes
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
 from moco.report.transfer import transfer_table
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 from moco.transfer_build import learning_rate
 from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe
 from moco.transfer_run import resume_transfer, transfer

@@ -15,7 +15,7 @@ from moco.data.views import Views
 from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.knn import knn
 from moco.images import Data, labelled, pairs
-from moco.processor import has_fast_bfloat16
+from moco.processor import settled
 from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
@@ -39,9 +39,7 @@ def resolve(values: recipe.Recipe, data: Data, device: torch.device) -> recipe.R
     views, table = fitted(values.views, data.train), values.dictionary
     if data.train.groups is not None and isinstance(table, recipe.MomentumQueue | recipe.MemoryBank):
         table = dataclasses.replace(table, mask_own=True)
-    precision = values.precision
-    if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+    precision = settled(values.precision, device)
     return dataclasses.replace(values, views=views, dictionary=table, precision=precision)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moco.embeddings import Embeddings
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 
 
 class Plain(Console):

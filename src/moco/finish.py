@@ -113,9 +113,14 @@ def finish(
     unreadable = sum("unreadable" in row for row in rows)
     result = Result(str(out), run.steps, last["loss"], last["accuracy"], table, seconds, unreadable)
     write_atomically(out / "result.json", json.dumps(result.__dict__, indent=1).encode())
-    try:
-        write_report([out], device=device)
-    except (OSError, RuntimeError, ValueError) as error:  # the run is whole without its page
-        say(f"report.html could not be written: {error}")
+    page(out, device, say)
     trim()
     return result
+
+
+def page(out: Path, device: torch.device, say: Callable[[str], None]) -> None:
+    """Write the page of a run, which is whole without it."""
+    try:
+        write_report([out], device=device)
+    except (OSError, RuntimeError, ValueError) as error:
+        say(f"report.html could not be written: {error}")

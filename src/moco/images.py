@@ -115,9 +115,8 @@ class Portion:
         return Portion(self.source, self.indices[places], self.labels[places])
 
 
-def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -> Data:
-    """The training and, where there are any, test images of a specification, less a quarantine list."""
-    listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
+def open_data(spec: str, reading: Reading | None = None, listed: frozenset[str] = frozenset()) -> Data:
+    """The training and, where there are any, test images of a specification, less those listed."""
     train_images = open_source(spec, "train", reading=reading, quarantine=listed)
     assert train_images is not None
     test_images = open_source(spec, "test", reading=reading, quarantine=listed)
@@ -129,8 +128,8 @@ def open_data(spec: str, reading: Reading | None = None, quarantine: str = "") -
         _check_readable(test_images)
     if listed and not train_images.left_out + (test_images.left_out if test_images is not None else 0):
         train_images.notes += (
-            f"none of the {len(listed):,} files on {quarantine} is among these images; names are as moco "
-            f"doctor and runs write them, such as {train_images.sample_name(0)}",
+            f"none of the {len(listed):,} files on the quarantine list is among these images; names are as "
+            f"moco doctor and runs write them, such as {train_images.sample_name(0)}",
         )
     return Data(train_images, test_images)
 
@@ -173,7 +172,8 @@ def check_form(source: Source, about: Mapping[str, Any], whose: str = "the weigh
 
 def open_like(spec: str, reading: Reading, quarantine: str, about: Mapping[str, Any]) -> Data:
     """As `open_data`, for weights that were trained on images of a form (see `as_trained`, `check_form`)."""
-    data = open_data(spec, as_trained(reading, about.get("pixels")), quarantine)
+    listed = read_quarantine(quarantine) if quarantine else frozenset[str]()
+    data = open_data(spec, as_trained(reading, about.get("pixels")), listed)
     for source in (data.train, *(() if data.test is None else (data.test,))):
         check_form(source, about)
     return data

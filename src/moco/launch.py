@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from moco.data.open import locate
 from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.views import Views
-from moco.finish import Result, baselines, finish
+from moco.finish import Result, baselines, finish, page
 from moco.images import Data, open_data
 from moco.processor import has_fast_bfloat16
 from moco.recipe import Recipe
@@ -36,7 +37,8 @@ from moco.run_folder import (
     write_recipe,
 )
 from moco.training.checkpoint import Checkpoints
-from moco.training.trainer import Observer, train
+from moco.training.observer import Audience, Observer
+from moco.training.trainer import train
 from moco.weights import trained_encoder
 from moco.world import World
 
@@ -85,7 +87,7 @@ def pretrain(
         where = choose_device(device, world)
         world.first(lambda: _refuse_foreign(out))
         images = _open_once(spec, recipe.reading, world)
-        values = world.first(lambda: resolve(recipe, images, where))
+        values = world.first(lambda: resolve(_as_begun(out, recipe), images, where))
         world.first(lambda: _refuse_another(out, values, spec))
         return _run(values, spec, images, out, where, workers, observers, world)
 
@@ -150,9 +152,17 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
 
 def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:
     """The images; the first process opens them before the others, and writes what is kept for them."""
+    listed = world.first(lambda: read_quarantine(spec[1]) if spec[1] else frozenset[str]())
     opened: list[Data] = []
-    world.first(lambda: opened.append(open_data(spec[0], reading, spec[1])))
-    return opened[0] if opened else open_data(spec[0], reading, spec[1])
+    world.first(lambda: opened.append(open_data(spec[0], reading, listed)))
+    return opened[0] if opened else open_data(spec[0], reading, listed)
+
+
+def _as_begun(out: Path, values: Recipe) -> Recipe:
+    """A recipe as the run in a folder was begun with it: "auto" does not change with the machine."""
+    if values.precision != "auto" or not (out / "recipe.toml").exists():
+        return values
+    return replace(values, precision=recipe_file.read(out / "recipe.toml")[0].precision)
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -187,19 +197,15 @@ def _run(
     world: World,
 ) -> Result:
     started = time.perf_counter()
-    observers = observers if world.rank == 0 else ()
-
-    def say(sentence: str) -> None:
-        for observer in observers:
-            observer.say(sentence)
-
+    audience = Audience(observers if world.rank == 0 else ())
+    say = audience.say
     channels = data.train.channels
     checkpoints = Checkpoints(
         out / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size,
         opencv=opencv_for(device.type, channels, channels * values.views.size**2),
     )  # fmt: skip
     run = build(values, data, world, device=device, checkpoints=checkpoints, workers=workers)
-    run.observers = list(observers)
+    run.observers = [audience]
     if world.rank:
         for note in data.train.notes:  # other files may be missing here than where the first process is
             print(f"process {world.rank}: {note}", file=sys.stderr)
@@ -249,11 +255,13 @@ def _begin(
     if world.size > 1:
         share = values.batch // world.size
         say(f"{world.size} processes, {share} images each of every batch of {values.batch}")
-    if values.precision == "bfloat16" and device.type == "cpu" and not has_fast_bfloat16(device):
+    if values.precision == "bfloat16" and device.type != "mps" and not has_fast_bfloat16(device):
         say("the run computes in bfloat16, which this processor has to emulate, slowly")
     if (out / "result.json").exists():
         say(f"the run in {out} is finished already")
-        return Result(**json.loads((out / "result.json").read_text()))
+        if not (out / "report.html").exists():  # it was ended while it wrote that
+            page(out, device, say)
+        return Result(**json.loads((out / "result.json").read_text()) | {"out": str(out)})
     if not (out / "views.png").exists():
         whole = Loader(data.train, Views(values.views), values.batch, seed=values.seed, window=values.window)
         plot_views(out / "views.png", whole)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from moco import recipe_file
 from moco.recipe import Recipe
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 
 
 class WandB(Observer):

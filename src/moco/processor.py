@@ -2,11 +2,14 @@
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @functools.cache
@@ -24,6 +27,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and any(flag in cpu_info() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def settled(precision: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """A recipe's precision on a device: "auto" is bfloat16 where that is fast."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
 
 
 def measuring_precision(precision: str, device: torch.device) -> torch.dtype | None:

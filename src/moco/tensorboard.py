@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Self
 
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 
 
 class TensorBoard(Observer):

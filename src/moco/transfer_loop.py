@@ -13,7 +13,7 @@ from moco.training.checkpoint import Checkpoints
 from moco.training.gradients import averaged_gradients
 from moco.training.interruption import EXIT_CODE, Interruption, name
 from moco.training.journal import Journal
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 from moco.transfer.detector import Detector
 from moco.transfer.loader import Loader
 from moco.transfer.segmentation import Segmenter

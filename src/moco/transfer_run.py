@@ -21,7 +21,7 @@ from moco.recipes.transfer import get_transfer
 from moco.report.transfer import plot_found
 from moco.run_folder import STOPPED, at_work, difference, is_free, locked, machine
 from moco.training.checkpoint import Checkpoints
-from moco.training.trainer import Observer
+from moco.training.observer import Audience, Observer
 from moco.transfer.norm import measure_precisely
 from moco.transfer_build import Sets, Start, build_loader, build_model, check_trunk, metric_names, open_sets
 from moco.transfer_loop import FineTuning, fine_tune
@@ -114,7 +114,7 @@ def transfer(
         where = choose_device(device, world)
         if values.batch % world.size:
             raise ValueError(f"--batch must be a multiple of the {world.size} processes, got {values.batch}")
-        shown = observers if world.rank == 0 else ()
+        shown = [Audience(observers)] if world.rank == 0 else []
         with locked(out) if world.rank == 0 else contextlib.nullcontext():
             if world.rank == 0:
                 images = {"images": len(sets.train), "test_images": len(sets.test)}

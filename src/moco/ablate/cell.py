@@ -23,7 +23,7 @@ from moco.ablate.plan import Job
 from moco.launch import choose_device, pretrain
 from moco.processes import first_here, local_rank
 from moco.training.journal import read
-from moco.training.trainer import Observer
+from moco.training.observer import Observer
 
 _STEPS = 10  # whose memory is measured: all are alike
 _GIB = 2**30
@@ -73,7 +73,8 @@ def run_cell(job: Job, call: Call, observers: tuple[Observer, ...] = (), *, alon
             observers=(watch, *observers),
         )
     except FloatingPointError as error:
-        job.tell(status="diverged", reason=str(error))
+        if first_here():  # all of several processes meet it
+            job.tell(status="diverged", reason=str(error))
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise

@@ -19,9 +19,10 @@ from moco.ablate.table import costs, write
 from moco.data.open import EMBEDDED
 from moco.images import Data, open_data
 from moco.launch import choose_device
+from moco.processor import Precision, settled
 from moco.recipe import Recipe
 from moco.report.studies import plot_study
-from moco.studies import STUDIES, Study
+from moco.studies import STUDIES, Cell, Study
 from moco.training.journal import read
 
 PARAMETERS = "parameters, millions"
@@ -75,7 +76,7 @@ def run_study(
     plan, machine, images, seconds = _prepare(study, data, out, seeds, machine or Machine(), timed=estimate)
     study = plan.study
     slots = max(1, machine.jobs) * len(machine.devices)
-    plan.begin(machine.threads)
+    plan.begin(machine.threads, fingerprint=_fingerprint(images), precision=_precision(plan, machine))
     with Board(plan, seconds, slots, say) as board:
         board.say(_opening(plan, images, board, bool(seconds)))
         try:
@@ -129,9 +130,12 @@ def _prepare(
     device, *_ = [choose_device(name) for name in machine.devices]
     plan = Plan(study, data, tuple(seeds), Path(out))
     images = open_data(data)
-    if study.axis.label == PARAMETERS:
-        plan = replace(plan, study=_by_parameters(study, images.train.channels))
     machine = replace(machine, threads=plan.about().get("threads", machine.threads))
+    plan = replace(plan, study=_in_precision(study, _precision(plan, machine)))
+    if plan.about().get("fingerprint", known := _fingerprint(images)) != known:
+        raise FileExistsError(f"{out} was begun on other images than {data} holds now; choose another --out")
+    if study.axis.label == PARAMETERS:
+        plan = replace(plan, study=_by_parameters(plan.study, images.train.channels))
     torch.set_num_threads(machine.threads)
     seconds = survey(plan, images, device, timed=timed, apart=machine.jobs > 0)
     return plan, machine, images, seconds
@@ -183,6 +187,27 @@ def _function_of(path: Path) -> Callable[..., Study]:
     if not callable(found):
         raise ValueError(f"{path} has no function study(base) that returns a moco.studies.Study")
     return found
+
+
+def _precision(plan: Plan, machine: Machine) -> Precision:
+    """What "auto" stands for in a study's recipes, on whatever machine its cells run."""
+    return plan.about().get("precision") or settled("auto", choose_device(machine.devices[0]))
+
+
+def _in_precision(study: Study, precision: Precision) -> Study:
+    """The study with the precision of every cell settled."""
+
+    def settle(cell: Cell) -> Cell:
+        own = cell.recipe.precision
+        return replace(cell, recipe=replace(cell.recipe, precision=precision if own == "auto" else own))
+
+    return replace(study, cells=tuple(map(settle, study.cells)))
+
+
+def _fingerprint(images: Data) -> str:
+    """A digest of all images of a study."""
+    sources = (images.train, images.test)
+    return " ".join(source.fingerprint() for source in sources if source is not None)
 
 
 def _by_parameters(study: Study, channels: int) -> Study:

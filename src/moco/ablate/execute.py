@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from moco.training.interruption import EXIT_CODE, Interruption, name
 _POLL = 0.2  # seconds between looks at the processes
 _GRACE = 20.0  # seconds that processes have to save and leave
 _WORDS = 2000  # characters of a failed cell's log that are shown
+_ERROR = re.compile(r"(\[rank\d+\]: ?)?[A-Za-z_.]*(Error|Exception|Exit|Interrupt)\b")
+"""How the last line of a traceback begins."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,9 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
                 free.append(one.device)
                 if one.process.returncode == EXIT_CODE:
                     _leave_open(one.job)
-                elif one.process.returncode:
+                elif (
+                    one.process.returncode and not one.job.settled
+                ):  # of several processes, one may have told
                     failed.append(one.job)
                     one.job.tell(status="failed", reason=_last_words(one.job))
                 board.ended(one.job)
@@ -221,6 +226,8 @@ def _log(job: Job) -> Path:
 
 
 def _last_words(job: Job) -> str:
-    """The last line of a log, which says why Python gave up."""
+    """The line of a log that says why Python gave up: the last error that is not a launcher's, or the end."""
     lines: Sequence[str] = _log(job).read_text(errors="replace").strip().splitlines()
-    return lines[-1][-_WORDS:] if lines else f"nothing; see {_log(job)}"
+    errors = [line for line in lines if _ERROR.match(line) and "ChildFailedError" not in line]
+    said = (errors or lines)[-1:]
+    return said[0][-_WORDS:] if said else f"nothing; see {_log(job)}"

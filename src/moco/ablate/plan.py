@@ -65,6 +65,8 @@ class Job:
             told = json.loads(self.note.read_text())
         if (self.folder / "result.json").exists():
             return told | {"status": "finished"}
+        if told.get("status") == "finished":  # its folder was taken away, to run it anew
+            return {"status": "open"}
         return {"status": "open"} | told
 
     @property
@@ -121,8 +123,12 @@ class Plan:
         """The jobs of one cell, in the order of the seeds."""
         return [job for job in self.jobs if job.cell == cell]
 
-    def begin(self, threads: int) -> int:
+    def begin(self, threads: int, **circumstances: str) -> int:
         """Write what will run; returns the threads of each run, which a study keeps for good.
+
+        Args:
+            threads: of each run, if the study has not begun.
+            circumstances: what else the folder says of itself from now on.
 
         Raises:
             FileExistsError: if a finished or open cell was begun with another recipe.
@@ -142,6 +148,7 @@ class Plan:
             "question": self.study.question,
             "data": self.data,
             "threads": known.get("threads", threads),
+            **circumstances,
             "cells": {name: recipe_file.to_dict(recipe) for name, recipe in self.study.recipes().items()},
         }
         self.out.mkdir(parents=True, exist_ok=True)

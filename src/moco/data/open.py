@@ -11,7 +11,7 @@ from moco.data.huggingface import open_huggingface
 from moco.data.manifest import SUFFIXES, open_manifest
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
-from moco.data.shard_table import has_shards
+from moco.data.shard_table import has_shards, tar_files
 from moco.data.shards import ShardSource
 from moco.data.source import ArraySource, DatasetSource, Source
 
@@ -183,7 +183,7 @@ def _images(
 
 def _tars(folder: Path) -> tuple[str, ...]:
     """A sentence about the tar files of a folder that are no shards, if there are any."""
-    names = sorted(path.name for path in folder.glob("*.tar"))
+    names = [path.name for path in tar_files(folder)]
     if not names:
         return ()
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from moco import chance
 from moco.data.header import sniff
 from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, UNFINISHED, ShardTable
+from moco.files import held
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,32 @@ def pack(
         progress: told how many images have passed.
 
     Raises:
-        FileExistsError: if the folder holds anything else.
+        FileExistsError: if the folder holds anything else, or another process is packing into it.
         ValueError: if a shard is to hold no image.
     """
     if shard_images < 1:
         raise ValueError(f"shard_images must be at least 1 image, got {shard_images}")
     if out.exists() and any(out.iterdir()) and not (out / UNFINISHED).exists():
         raise FileExistsError(f"{out} is not empty; choose another folder, nothing was overwritten")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / UNFINISHED).touch()
+    with held(out / UNFINISHED) as mine:
+        if mine is None:
+            raise FileExistsError(f"another process is packing into {out}")
+        packed = _pack(read, count, out, classes, shard_images, seed, workers, progress)
+        (out / UNFINISHED).unlink()
+    return packed
+
+
+def _pack(
+    read: Callable[[int], Member],
+    count: int,
+    out: Path,
+    classes: tuple[str, ...],
+    shard_images: int,
+    seed: int,
+    workers: int,
+    progress: Callable[[int], None],
+) -> Packed:
+    """All shards of a folder, then its tables."""
     for old in (*out.glob("shard-*.tar*"), out / SHARDS, out / SAMPLES):
         old.unlink(missing_ok=True)
     names: list[bytes] = []
@@ -109,7 +127,6 @@ def pack(
     aside.replace(out / SAMPLES)
     table = ShardTable(np.array(names), np.array(samples), np.array(sizes), classes)
     table.write(out, digests)
-    (out / UNFINISHED).unlink()
     return Packed(sum(samples), len(names), sum(sizes), tuple(skipped))
 
 

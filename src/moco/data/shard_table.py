@@ -19,6 +19,7 @@ BLOCK = 512  # bytes; tar members start at multiples of it
 SHARDS, SAMPLES = "shards.tsv", "samples.idx"
 UNFINISHED = ".packing"
 """Stands in a folder of shards until all are written."""
+_MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ def has_shards(folder: Path) -> bool:
     return found
 
 
+def tar_files(folder: Path) -> list[Path]:
+    """The tar files of a folder by name; names that begin with a dot do not count."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
 def index_shards(folder: Path) -> None:
     """Index shards that came without: read the headers of every tar file and write both files.
 
@@ -103,7 +109,7 @@ def index_shards(folder: Path) -> None:
     broken, second, example = [], 0, ""
     try:
         with open(aside, "wb") as index:
-            for path in sorted(folder.glob("*.tar")):
+            for path in tar_files(folder):
                 try:
                     records, others = shard_records(path)
                 except (tarfile.TarError, OSError, ValueError) as error:
@@ -170,7 +176,24 @@ def shard_records(path: Path) -> tuple[np.ndarray, list[str]]:
             elif kind == "cls":
                 content = tar.extractfile(member)
                 assert content is not None
-                labels[key] = int(content.read())
+                labels[key] = _class(content.read(), member.name)
     if end > path.stat().st_size:
         raise tarfile.ReadError("it is cut short")
     return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], RECORD), second
+
+
+def _class(content: bytes, name: str) -> int:
+    """What a .cls member says; -1 is no class.
+
+    Raises:
+        ValueError: if it is not the number of a class.
+    """
+    said = content[:40].decode(errors="replace").strip()
+    if said == "-1":
+        return -1
+    if not said.isdecimal() or int(said) >= _MOST_CLASSES:
+        raise ValueError(
+            f"{name} must hold the number of a class, from 0, below {_MOST_CLASSES:,}, got {said!r}; number "
+            "the classes, or leave the .cls files out"
+        )
+    return int(said)

@@ -23,7 +23,16 @@ from moco.data.encoded import EncodedSource
 from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
-from moco.data.shard_table import BLOCK, RECORD, SAMPLES, SHARDS, has_shards, index_shards, read_table
+from moco.data.shard_table import (
+    BLOCK,
+    RECORD,
+    SAMPLES,
+    SHARDS,
+    has_shards,
+    index_shards,
+    read_table,
+    tar_files,
+)
 from moco.data.source import renumbered
 from moco.data.unreadable import Lost
 
@@ -154,7 +163,7 @@ class ShardSource(EncodedSource):
     def _unlisted(self) -> str:
         """A sentence about tar files that the table does not know, or ""."""
         known = set(self.table.names.tolist())
-        more = sorted(path.name for path in self.folder.glob("*.tar") if os.fsencode(path.name) not in known)
+        more = [path.name for path in tar_files(self.folder) if os.fsencode(path.name) not in known]
         if not more:
             return ""
         shown = ", ".join(more[:3]) + (", ..." if len(more) > 3 else "")

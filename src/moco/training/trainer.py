@@ -2,7 +2,6 @@
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,30 +21,11 @@ from moco.training.interpreter import Interpreter
 from moco.training.interruption import EXIT_CODE, Interruption
 from moco.training.interruption import name as interruption_name
 from moco.training.journal import Journal
+from moco.training.observer import Observer
 from moco.training.step import step
 from moco.training.unreadable import Unreadables
 from moco.training.window import Window
 from moco.world import World
-
-
-class Observer(ABC):
-    """Told what happens, to show it or to send it on; it cannot change the run."""
-
-    @abstractmethod
-    def begin(self, done: int, steps: int, batch_size: int) -> None:
-        """Training starts, or goes on, after `done` of `steps` steps."""
-
-    @abstractmethod
-    def progress(self, done: int, row: dict[str, Any]) -> None:
-        """A step was done; `row` is the newest of the journal."""
-
-    @abstractmethod
-    def row(self, row: dict[str, Any]) -> None:
-        """A row was written to the journal."""
-
-    @abstractmethod
-    def say(self, sentence: str) -> None:
-        """Something the user should know."""
 
 
 @dataclass
