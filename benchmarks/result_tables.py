@@ -7,6 +7,13 @@ from typing import Any
 from moco.ablate.table import markdown
 
 ROOT = Path(__file__).parents[1]
+DEMO_LOG = {
+    1: ("6.957", "31.98"), 2: ("7.250", "33.52"), 3: ("7.290", "34.71"), 5: ("6.862", "37.95"),
+    10: ("5.991", "48.03"), 20: ("4.341", "61.38"), 30: ("", "67.05"), 50: ("3.195", "73.30"),
+    60: ("", "75.00"), 100: ("2.726", "78.06"), 120: ("", "79.62"), 150: ("2.427", "81.18"),
+    180: ("", "82.59"), 200: ("2.272", "82.58"),
+}  # fmt: skip
+"""Loss and kNN accuracy after epochs of the released CIFAR-10 demo, as its published log tells them."""
 
 
 def table(name: str) -> str:
@@ -26,6 +33,8 @@ def table(name: str) -> str:
         return labelling(values)
     if "copies" in values:
         return copies(values)
+    if "of_epochs" in values:
+        return epochs(values)
     knn, count = values["knn"], len(values["seeds"])
 
     def cell(metric: str) -> str:
@@ -108,6 +117,30 @@ def steps(values: dict[str, Any]) -> str:
         lines.append(f"| {of['mechanism']} | {of['K']} | {of['batch']} | {of['mib']:.0f} | {worked} |")
     about = f"`{values['command']}`, {values['hardware']}; {values['note']}; commit {values['commit']}."
     return "\n".join([*lines, "", about])
+
+
+def epochs(values: dict[str, Any]) -> str:
+    """The first epochs of `cifar` beside those that the released demo's log tells of."""
+    lines = [
+        "| epoch | loss | in the demo's log | kNN, head output, % | in the demo's log | kNN, trunk, % "
+        "| pretext accuracy, % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for of in values["of_epochs"]:
+        loss, accuracy = DEMO_LOG.get(of["epoch"], ("", ""))
+        output, trunk = (f"{of[name]:.2f}" if name in of else "" for name in ("knn_output", "knn_trunk"))
+        lines.append(
+            f"| {of['epoch']} | {of['loss']:.3f} | {loss} | {output} | {accuracy} | {trunk} "
+            f"| {100 * of['accuracy']:.1f} |"
+        )
+    knn = values["knn"]
+    lines.append("")
+    lines.append(
+        f"`{values['command']}`, the first {len(values['of_epochs'])} of {values['epochs']} epochs, seed "
+        f"{values['seed']}: {values['hardware']} ({values['precision']}); k = {knn['k']}, T = "
+        f"{knn['temperature']}, {knn['bank']:,} images vote on {knn['queries']:,}; commit {values['commit']}."
+    )
+    return "\n".join(lines)
 
 
 def protocols(values: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     python benchmarks/results.py add RUN [RUN ...]    one row from runs of one recipe, one seed each
     python benchmarks/results.py verdict RUN NAME     one row from a run's verdict.json
+    python benchmarks/results.py journal RUN NAME     one row from the epochs of a run, finished or not
     python benchmarks/results.py tables [--check]     write (or only compare) the tables in the documents
 
 A row is `results/NAME.toml`; those of studies are written by `moco ablate --row`. Tables stand between
@@ -28,6 +29,7 @@ METRICS = {
     "untrained_output": "untrained, head output",
     "raw_pixels": "raw pixels",
 }
+_OF_EPOCHS = ("loss", "accuracy", "knn_trunk", "knn_output")
 
 
 def row(runs: list[Path]) -> dict[str, Any]:
@@ -82,6 +84,29 @@ def verdict_row(run: Path) -> dict[str, Any]:
     return result
 
 
+def journal_row(run: Path) -> dict[str, Any]:
+    """The epochs of a run, as far as it has come."""
+    values, about = read_run(run)
+    epochs: dict[int, dict[str, Any]] = {}
+    for line in (run / "journal.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        if "epoch" in found and found["epoch"] == int(found["epoch"]):
+            kept = {name: found[name] for name in _OF_EPOCHS if name in found}
+            epochs.setdefault(int(found["epoch"]), {"epoch": int(found["epoch"])}).update(kept)
+    return {
+        "command": f"moco pretrain {values.name} --data {Path(about['data']).name}",
+        "images": about["images"],
+        "epochs": values.epochs,
+        "seed": values.seed,
+        "hardware": f"{about['hardware']}, {about['threads']} threads",
+        "precision": values.precision,
+        "torch": about["torch"],
+        "commit": about["commit"],
+        "knn": {name: getattr(values.monitor, name) for name in ("k", "temperature", "bank", "queries")},
+        "of_epochs": [row for _, row in sorted(epochs.items())],
+    }
+
+
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """A row without what TOML cannot say, and without the value of every split."""
     curves = {
@@ -114,6 +139,9 @@ def main() -> None:
     judged = commands.add_parser("verdict")
     judged.add_argument("run", type=Path)
     judged.add_argument("name")
+    told = commands.add_parser("journal")
+    told.add_argument("run", type=Path)
+    told.add_argument("name")
     commands.add_parser("tables").add_argument("--check", action="store_true")
     call = parser.parse_args()
     if call.command == "add":
@@ -122,6 +150,9 @@ def main() -> None:
         return
     if call.command == "verdict":
         (ROOT / "results" / f"{call.name}.toml").write_text(tomli_w.dumps(verdict_row(call.run)))
+        return
+    if call.command == "journal":
+        (ROOT / "results" / f"{call.name}.toml").write_text(tomli_w.dumps(journal_row(call.run)))
         return
     for path in ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")):
         made = filled(path.read_text())
