@@ -116,7 +116,7 @@ def test_unfinished_runs_are_shown_too(run, tmp_path):
     for name in "result.json", "views.png", "backbone.safetensors":
         (tmp_path / "run" / name).unlink()
     text = write_report([tmp_path / "run"], images=20).read_text()
-    assert "The run has not ended." in text
+    assert re.search(r"The run has not ended\. After [\d.]+ epochs, a vote of the", text)
     with open(tmp_path / "run/journal.jsonl", "a") as journal:
         journal.write('{"step": 18, "unreadable": "x.png", "reason": "no image"}\n')
     assert "queue filled" in write_report([tmp_path / "run"], images=20).read_text()

@@ -19,6 +19,7 @@ from moco.embeddings import embed, joined, nearest
 from moco.weights import Weights
 
 NEIGHBOURS = 8
+_SHOWN = 9  # images of a cluster, a row of the page
 _GREY_SIDE = 12  # pixels of the small grey copies that tell a duplicate from a look-alike
 _SAME_PIXELS = 0.95
 _MAPS = {"pca": "PCA", "tsne": "t-SNE"}
@@ -245,7 +246,7 @@ def _clusters(features: Tensor, cluster: Tensor, centres: Tensor, labels: list[s
         names = [labels[i] for i in order if labels[i]]
         common = sorted(set(names), key=lambda name: (-names.count(name), name))[:3]
         shares = [(name, names.count(name) / len(order)) for name in common]
-        found.append(Cluster(order[:10], len(order), closeness.mean().item(), shares))
+        found.append(Cluster(order[:_SHOWN], len(order), closeness.mean().item(), shares))
     return sorted(found, key=lambda one: -one.size)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 12, 34
 POINTS = 400  # of one line; more cannot be told apart
 
 

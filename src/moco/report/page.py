@@ -137,6 +137,12 @@ def _sentence(run: RunFacts) -> str:
         )
     last = next(row for row in reversed(run.rows) if "loss" in row)
     ended = "" if run.result else "The run has not ended. "
+    if measured := run.column("knn_trunk"):
+        (epoch, value), k = measured[-1], run.values.monitor.k
+        return (
+            f"{ended}After {epoch:.4g} epochs, a vote of the {k} nearest neighbours names the class of "
+            f"{value:.1f} % of the images."
+        )
     others = run.interpreter.negatives
     return (
         f"{ended}After {last['step']:,} steps, {100 * last['accuracy']:.1f} % of the queries find their key "
@@ -194,7 +200,7 @@ def _table(facts: list[RunFacts]) -> list[dict[str, Any]]:
 
 def _environment(run: RunFacts) -> list[tuple[str, str]]:
     """Where the run took place and on what."""
-    known = {name: str(value) for name, value in run.run.items()}
+    known = {name.replace("_", " "): str(value) for name, value in run.run.items() if value != ""}
     known["network"] = describe_run(run)
     known["precision"] = run.values.precision
     order = ["data", "images", "channels", "fingerprint", "network", "precision", "device", "hardware"]
