@@ -491,3 +491,6 @@ def test_rasterised_shapes():
     counts = {"size": [12, 10], "counts": [3, 4, 113]}
     assert rasterise(counts, 12, 10)[:, 0].tolist() == [0] * 3 + [1] * 4 + [0] * 5
     assert rasterise(None, 12, 10).sum() == 0
+    line = [1.0, 1.0, 9.0, 11.0]  # which pycocotools takes for left, top, width and height
+    assert torch.equal(rasterise([line, [], *square], 12, 10), mask)
+    assert rasterise([line], 12, 10).sum() == 0

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tomllib
 
 import pytest
 import torch
@@ -63,8 +64,8 @@ TASKS = {
     ),
     "densepose": (
         lambda root: write_coco(
-            root, {"train": 6, "minival": 3}, "densepose",
-            folders={"train": "train2014", "minival": "val2014"},
+            root, {"train": 6, "valminusminival": 2, "minival": 3}, "densepose",
+            folders={"train": "train2014", "valminusminival": "val2014", "minival": "val2014"},
         ),
         PYRAMID,
         ("box AP",),
@@ -110,6 +111,7 @@ def test_every_task_trains_and_is_measured_on_its_own_layout(task, tmp_path, cap
     parts = sum(value for name, value in rows[-1].items() if name not in ("step", "loss", "lr"))
     assert rows[-1]["loss"] == pytest.approx(parts, abs=1e-4)
     if task == "densepose":
+        assert tomllib.loads((out / "recipe.toml").read_text())["run"]["images"] == 8
         assert not any(name.startswith("GPS") for name in result["mean"])
 
 

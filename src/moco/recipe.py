@@ -227,9 +227,9 @@ class Monitor:
     every: int = 1
     """Epochs between measurements; 0 measures at the end only."""
     bank: int = 5000
-    """Labelled training images to vote, while training; the last measurement takes all."""
+    """Labelled training images to vote, while training; the last measurement takes at most 50,000."""
     queries: int = 1000
-    """Test images to classify, while training; the last measurement takes all."""
+    """Test images to classify, while training; the last measurement takes at most 50,000."""
     k: int = 200
     """Neighbours that vote."""
     temperature: float = 0.1

@@ -1,5 +1,6 @@
 """From the values of a transfer recipe to its examples, network, batches and measurement."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from moco.transfer.proposals import Counts
 from moco.transfer.regions import Branch, Pooler
 from moco.transfer.segmentation import Segmenter
 from moco.transfer.surface import Symmetry
-from moco.transfer.transforms import Sizes, Wanted
+from moco.transfer.transforms import Sizes, Wanted, label_image
 from moco.transfer.trunks import Stages, require_residual
 from moco.transfer_recipe import Images, TransferRecipe, Trunk
 from moco.world import World
@@ -73,6 +74,9 @@ def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
         ValueError: if an annotation is wrong, or no image is left.
     """
     train, test = _open(values, root, values.train), _open(values, root, (values.test,))
+    if values.layout == "voc-segmentation":  # a mask that cannot be measured on is told of before training
+        for example in test.examples:
+            label_image(example, test)
     if train.classes != test.classes:
         raise ValueError(f"{train.name} and {test.name} do not have the same classes")
     if values.layout == "keypoints":
@@ -97,7 +101,8 @@ def _open(values: TransferRecipe, root: str | Path, splits: tuple[str, ...]) -> 
     if values.layout == "lvis":
         return coco.lvis(root, split, masks=values.heads.masks)
     kinds = {"coco": "instances", "keypoints": "person_keypoints", "densepose": "densepose_coco_2014"}
-    return coco.coco(root, split, kind=kinds[values.layout], masks=values.heads.masks)
+    sets = (coco.coco(root, one, kind=kinds[values.layout], masks=values.heads.masks) for one in splits)
+    return functools.reduce(Examples.join, sets)
 
 
 def scaled(images: Images) -> Images:

@@ -124,7 +124,7 @@ def _pixels(
         evaluation_images(chosen, read_image, pixels, None), share.start
     ):
         found = model.classes_of(images.to(device), [(example.height, example.width)])[0].cpu()
-        confusion.add(label_image(str(example.semantic), examples.lookup), found)
+        confusion.add(label_image(example, examples), found)
         if place < pictures:
             part.shown.append((place, found))
     return part

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from moco.transfer.example import Example, Examples, Objects, as_boxes, no_objects, require_files
+from moco.transfer.shapes import SMALLEST_POLYGON
 
 _JOINTS = 17
 SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
@@ -137,8 +138,10 @@ def _check(
 
 
 def _has_outline(shape: Any) -> bool:
-    """Whether there is a polygon or a run length."""
-    return bool(shape.get("counts")) if isinstance(shape, dict) else any(shape or ())
+    """Whether there is a polygon of at least three corners or a run length."""
+    if isinstance(shape, dict):
+        return bool(shape.get("counts"))
+    return any(len(part) >= SMALLEST_POLYGON for part in shape or ())
 
 
 def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -> Objects:
