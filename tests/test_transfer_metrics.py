@@ -482,6 +482,17 @@ def test_similarity_is_the_mean_over_points(tmp_path, body):
     assert surface_metrics._NORMAL_DISTANCE[1] == 0.351
 
 
+def test_masks_are_not_compared_with_boxes_alone(tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    path = write_coco(tmp_path, {"val": 3}) / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(content))
+    examples = coco.coco(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"instances_val.json: annotation 2 has no segmentation to compare"):
+        coco_metrics.evaluate(examples, [], "segm")
+
+
 def test_rasterised_shapes():
     pytest.importorskip("faster_coco_eval")
     square = [[2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]]

@@ -65,6 +65,10 @@ class Sets:
     train: Examples
     test: Examples
 
+    def fingerprint(self) -> str:
+        """A digest of both, by which changed data is known."""
+        return f"{self.train.fingerprint()}-{self.test.fingerprint()}"
+
 
 def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
     """The examples of a recipe's splits; images a detector cannot learn from are left out of training.
@@ -267,7 +271,8 @@ def metric_names(values: TransferRecipe) -> Iterator[str]:
     elif values.layout == "voc":
         yield from ("AP50", "AP", "AP75")
     elif values.layout in ("keypoints", "densepose"):
-        kind = "keypoint" if values.layout == "keypoints" else "GPS"
+        surfaces = "GPS" if values.geodesic else "box"  # without the body only boxes are measured
+        kind = "keypoint" if values.layout == "keypoints" else surfaces
         yield from (f"{kind} AP", f"{kind} AP50", f"{kind} AP75")
     else:
         for kind in ("box", "mask"):

@@ -133,11 +133,11 @@ def _check(
         raise ValueError(f"{name} must have a bbox of four numbers, got {box}")
     if joints and len(annotation.get("keypoints", [])) not in (0, 3 * joints):
         raise ValueError(f"{name} must have {3 * joints} numbers for {joints} keypoints")
-    if masks and not _has_outline(annotation.get("segmentation")):
+    if masks and not has_outline(annotation.get("segmentation")):
         raise ValueError(f"{name} has no segmentation to learn masks from; boxes alone take --heads.no-masks")
 
 
-def _has_outline(shape: Any) -> bool:
+def has_outline(shape: Any) -> bool:
     """Whether there is a polygon of at least three corners or a run length."""
     if isinstance(shape, dict):
         return bool(shape.get("counts"))
