@@ -357,3 +357,9 @@ MECHANISMS = {
 def mechanism(values: Recipe) -> str:
     """What a recipe trains by: which keys and dictionary, as the paper's tables call it."""
     return MECHANISMS.get((type(values.keys), type(values.dictionary)), f"{values.name} (own mechanism)")
+
+
+def trained_by(values: Recipe) -> str:
+    """The mechanism in the words of a run's own tables: "momentum contrast", or as `mechanism` has it."""
+    name = mechanism(values)
+    return "momentum contrast" if name == "MoCo" else name
