@@ -1,6 +1,7 @@
 """Few labels: splits, intervals, worth, and the verdict drawn from them."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from moco.evaluate.fewlabel import (
     student,
     worth,
 )
-from moco.evaluate.verdict import Contender, best, difference, envelope, judge
+from moco.evaluate.verdict import Contender, best, difference, envelope, factor_interval, factor_words, judge
 
 LABELS = torch.arange(300) % 3
 
@@ -77,9 +78,15 @@ def test_more_labels_do_better_and_impossible_amounts_are_left_out():
     generator = torch.Generator().manual_seed(0)
     features = torch.nn.functional.one_hot(LABELS, 3) * 2.0 + torch.randn(300, 3, generator=generator)
     amounts = [Amount(per_class=n) for n in (1, 20, 101)] + [Amount(share=0.2), Amount(share=1.0)]
+    left_out: list[str] = []
     curve = few_label_curve(
-        on_features(features, LABELS, features), LABELS, LABELS, amounts=amounts, repeats=3
+        on_features(features, LABELS, features), LABELS, LABELS, amounts=amounts, repeats=3, left_out=left_out
     )
+    assert left_out == [
+        "101 per class is left out: a class has only 100 images",
+        "20 % is left out: it comes to 60 labels, like 20 per class",
+        "100 % is left out: its 300 labels are more than half of the 300 images",
+    ]
     assert [point.labels for point in curve] == [3, 60]  # 20 of each and a fifth are one; all are no split
     assert curve[0].top1.mean < curve[1].top1.mean
 
@@ -192,6 +199,22 @@ def test_the_reference_is_whatever_is_best_at_each_amount():
     assert [point.top1.mean for point in found.curve] == [20.5, 40.5]
     with pytest.raises(ValueError, match="something to compare with"):
         envelope([])
+
+
+def test_an_interval_that_reaches_beyond_what_was_tried_says_so():
+    def around(labels, mean, spread):
+        return Point(f"{labels}", labels, interval([mean + spread * place for place in (-2, -1, 0, 1, 2)]))
+
+    low = [around(10, 20.0, 0.5), around(100, 40.0, 0.5)]
+    for mean, spread, text in (
+        (39.8, 0.8, r"\(95 % interval \d\.\d to more than 5\.0\)"),
+        (30.0, 0.5, r"\(95 % interval \d\.\d to \d\.\d\)"),
+        (20.2, 0.8, r"\(95 % interval from less than 0\.5 to \d\.\d\)"),
+    ):
+        mine, reference = Contender("this backbone", [around(20, mean, spread)]), Contender("raw pixels", low)
+        assert re.fullmatch(text, factor_words(mine, reference, worth(mine.curve, low)[0]))
+    wide = Contender("this backbone", [around(20, 30.0, 50.0)])
+    assert factor_interval(wide, reference, worth(wide.curve, low)[0]) == (-math.inf, math.inf)
 
 
 def test_a_factor_that_is_known_goes_before_one_that_is_only_bounded():

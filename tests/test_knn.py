@@ -2,8 +2,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from moco.build import build_encoder, resolve
+from moco.encoder import Encoder
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
 from moco.evaluate.knn import _largest, accuracy, knn, knn_predict
@@ -119,6 +122,25 @@ def test_calibration_sets_the_statistics_of_the_images(encoder_and_sets):
     torch.testing.assert_close(encoder.trunk.bn1.running_mean, first.mean((0, 2, 3)))
     assert encoder.trunk.bn1.group_size == 4
     assert encoder.trunk.bn1.momentum == 0.1
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """As timm has it."""
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+def test_calibration_reaches_every_batch_normalisation():
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 3), ActivatedNorm(4), nn.Flatten(), nn.BatchNorm1d(144))
+    batches = [3 + 2 * torch.randn(50, 3, 8, 8) for _ in range(3)]
+    calibrate(Encoder(trunk, nn.Linear(144, 4)), batches)
+    means = torch.stack([trunk[0](images).mean((0, 2, 3)) for images in batches])
+    torch.testing.assert_close(trunk[1].running_mean, means.mean(0))
+    passed = torch.stack([trunk[:3].train()(images).mean(0) for images in batches])
+    torch.testing.assert_close(trunk[3].running_mean, passed.mean(0))
+    assert (trunk[1].momentum, trunk[3].momentum) == (0.1, 0.1)
 
 
 def test_without_test_images_every_fifth_is_a_query():

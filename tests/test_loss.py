@@ -170,6 +170,19 @@ def test_nce_of_masked_negatives_is_that_of_the_others(unit):
     torch.testing.assert_close(nce(q, masked, 0.01, 50, log_z).loss, nce(q, short, 0.01, 50, log_z).loss)
 
 
+def test_a_query_without_negatives_costs_nothing(unit):
+    q, p, d = unit(3, 8).requires_grad_(), unit(3, 8, seed=1), unit(2, 8, seed=2)
+    entries = Entries(p, d, torch.tensor([7, 1, 7]), torch.tensor([7, 7]))
+    log_z = nce_log_normalizer(q, entries, 0.1, 50)
+    found = nce(q, entries, 0.1, 50, log_z).loss
+    found.backward()
+    alone = nce(q[1:2], Entries(p[1:2], d), 0.1, 50, log_z).loss
+    torch.testing.assert_close(found, alone / 3)
+    assert q.grad.isfinite().all()
+    assert not q.grad[[0, 2]].any()
+    assert info_nce(q, Entries(p, d, torch.full((3,), 7), torch.tensor([7, 7])), 0.1).loss == 0
+
+
 def test_optimum_of_nce_is_the_log_density_ratio():
     """Over a toy world of six images with known probabilities the scores find log(p / uniform)."""
     density = torch.tensor([0.3, 0.25, 0.2, 0.12, 0.08, 0.05], dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from moco import recipe
-from moco.build import learning_rate
+from moco.build import build_interpreter, learning_rate
 from moco.recipes import RECIPES
 from moco.training import schedule
 from tiny import tiny_recipe
@@ -57,3 +57,19 @@ def test_every_schedule_is_a_function_of_the_step_and_warms_up(kind):
     rate = learning_rate(tiny_recipe(schedule=dataclasses.replace(kind, warmup=1)), 60, 6)
     assert [rate(s) for s in (7, 3, 7)][::2] == [rate(7)] * 2
     assert rate(0) == pytest.approx(rate(5) / 6, rel=0.05)
+
+
+def introduced(values, steps_per_epoch=5004):
+    return " ".join(build_interpreter(values, steps_per_epoch).introduction())
+
+
+def test_a_run_that_ends_before_a_milestone_says_so():
+    v1 = RECIPES["v1"]()
+    assert "milestone" not in introduced(v1)
+    said = introduced(dataclasses.replace(v1, epochs=100))
+    assert "the learning rate never drops at epoch 120 and 160: the run ends after 100" in said
+    assert "--schedule.milestones 60 80" in said
+    assert "at epoch 160:" in introduced(dataclasses.replace(v1, epochs=160))
+    counted = dataclasses.replace(v1, epochs=None, iterations=130 * 5004)
+    assert "at epoch 160: the run ends after 130" in introduced(counted)
+    assert "milestone" not in introduced(dataclasses.replace(RECIPES["v2"](), epochs=100))

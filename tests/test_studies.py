@@ -8,6 +8,7 @@ from moco.recipe import NCE, InBatch, MemoryBank, MomentumQueue, QueryKeys, Tied
 from moco.recipes import RECIPES
 from moco.studies import BASES, STUDIES, Axis, Cell, Study
 from moco.studies import published as papers
+from moco.studies.variants import of_length
 
 
 def points(published, series=None):
@@ -73,6 +74,36 @@ def test_longer_cells_keep_the_shape_of_the_schedule():
     assert v2["v1"] == RECIPES["v1"]()
     assert v2["d-mlp-aug-cos"].views == RECIPES["v2"]().views
     assert v2["d-mlp-aug-cos"].encoder == RECIPES["v2"]().encoder
+
+
+def test_a_base_of_another_length_keeps_the_shape_of_its_schedule():
+    shorter = of_length(RECIPES["v1"](), 50)
+    assert (shorter.epochs, shorter.schedule.milestones) == (50, (30, 40))
+    assert of_length(RECIPES["v1"](), 200) == RECIPES["v1"]()
+    assert of_length(RECIPES["v1"](), 1).schedule.milestones == (1, 1)
+    assert of_length(BASES["cores"](), 9) == replace(BASES["cores"](), epochs=9)
+    counted = of_length(RECIPES["instagram"](), 3)
+    assert (counted.epochs, counted.iterations) == (3, None)
+
+
+def test_the_cosine_of_v2_is_the_recipe_s():
+    cell = STUDIES["v2"](RECIPES["v1"]()).recipes()["d-mlp-aug-cos"]
+    assert replace(cell, name="v2") == RECIPES["v2"]()
+    own = BASES["cores"]().schedule
+    assert STUDIES["v2"](BASES["cores"]()).recipes()["d-mlp-aug-cos"].schedule == own
+
+
+def test_a_batch_whose_rate_cannot_be_scaled_back_exactly_is_one_cell():
+    base = BASES["cores"]()
+    base = replace(
+        base,
+        batch=18,
+        encoder=replace(base.encoder, bn_group=None),
+        keys=replace(base.keys, shuffle=False),
+        optimizer=replace(base.optimizer, lr=0.06),
+    )
+    assert 0.06 * 18 / 18 != 0.06
+    assert list(STUDIES["batch"](base).recipes())[:1] == ["scaled-18"]
 
 
 def test_small_views_are_not_blurred():

@@ -14,7 +14,7 @@ from moco.recipes.transfer import get_transfer
 from moco.transfer import cityscapes, coco, voc
 from moco.transfer.batch import Images
 from moco.transfer.example import has_keypoints, has_objects
-from moco.transfer.loader import Pixels, detection_loader, segmentation_loader
+from moco.transfer.loader import Pixels, checked, detection_loader, segmentation_loader
 from moco.transfer.order import Order, repeat_factors
 from moco.transfer.surface import Symmetry, read_points
 from moco.transfer.transforms import Sizes, Wanted, for_detection, for_segmentation, label_image
@@ -98,7 +98,7 @@ def test_wrong_splits_and_folders(voc_root, tmp_path):
 def test_voc_segmentation_and_train_aug(voc_root):
     examples = voc.segmentation(voc_root, "VOC2007:train")
     assert len(examples.classes) == 21
-    mask = label_image(str(examples.examples[0].semantic), None)
+    mask = label_image(examples.examples[0], examples)
     assert set(mask.unique().tolist()) == {0, 8, 255}
     with pytest.raises(FileNotFoundError, match=r"train_aug.txt"):
         voc.segmentation(voc_root, "VOC2007:train_aug")
@@ -114,7 +114,34 @@ def test_a_layout_without_years_and_real_masks(shared_data, tmp_path):
     home = next(tmp_path.rglob("JPEGImages")).parent
     examples = voc.segmentation(home, "train")
     assert (len(examples), len(examples.classes)) == (24, 11)
-    assert int(label_image(str(examples.examples[0].semantic), None).max()) <= 255
+    assert int(label_image(examples.examples[0], examples).max()) <= 255
+
+
+def test_a_class_that_does_not_exist_is_named_with_its_file(voc_root):
+    values = replace(get_transfer("voc-segmentation"), train=("VOC2007:train",), test="VOC2007:test")
+    home = voc_root / "VOCdevkit/VOC2007"
+    (home / "classes.txt").write_text("".join(f"thing {number}\n" for number in range(15)))
+    with pytest.raises(ValueError, match=r"test001.png has a pixel of class 15.*15 classes.*classes.txt"):
+        open_sets(values, voc_root)
+    examples = voc.segmentation(voc_root, "VOC2007:train")
+    with pytest.raises(ValueError, match=r"train001.png has a pixel of class 15"):
+        [label_image(example, examples) for example in examples.examples]
+
+
+def test_a_turned_photograph_takes_the_mask_of_the_upright_one(voc_root):
+    home = voc_root / "VOCdevkit/VOC2007"
+    path = home / "JPEGImages/train000.jpg"
+    with Image.open(path) as image:
+        upright, exif = image.copy(), image.getexif()
+    exif[274] = 6
+    upright.rotate(90, expand=True).save(path, exif=exif)
+    examples = voc.segmentation(voc_root, "VOC2007:train")
+    first = examples.examples[0]
+    assert checked(decode, first).shape[1:] == label_image(first, examples).shape == (96, 64)
+    mask = home / "SegmentationClass/train000.png"
+    Image.open(mask).rotate(90, expand=True).save(mask)
+    with pytest.raises(ValueError, match=r"train000.png is not of the size of its image, 64 x 96"):
+        voc.segmentation(voc_root, "VOC2007:train")
 
 
 def test_coco_boxes_crowds_and_images_without_objects(shared_data, tmp_path):
@@ -154,7 +181,7 @@ def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
         coco.coco(tmp_path, "train")
 
 
-@pytest.mark.parametrize("shape", [None, [], [[]], {"size": [64, 96], "counts": []}])
+@pytest.mark.parametrize("shape", [None, [], [[]], [[10, 10, 30, 20]], {"size": [64, 96], "counts": []}])
 def test_masks_need_an_outline_of_every_object(tmp_path, shape):
     root = write_coco(tmp_path, {"train2017": 4, "val2017": 2})
     path = root / "annotations/instances_val2017.json"
@@ -229,7 +256,7 @@ def test_cityscapes_instances_have_boxes_of_their_pixels(tmp_path):
     semantic = cityscapes.semantic(tmp_path, "train")
     assert len(semantic.classes) == 19
     assert semantic.classes[0] == "road"
-    mask = label_image(str(semantic.examples[0].semantic), semantic.lookup)
+    mask = label_image(semantic.examples[0], semantic)
     assert set(mask.unique().tolist()) <= {0, 11, 13, 14, 255}
     assert int((mask == 255).sum()) == 2 * semantic.examples[0].width
 
@@ -394,7 +421,7 @@ def test_segmentation_batches(voc_root):
     assert set(batch.labels.unique().tolist()) <= {0, 8, 12, 15, 255}
     rgb = Image.new("RGB", (64, 96))
     rgb.save(examples.examples[0].semantic)
-    with pytest.raises(RuntimeError, match=r"must hold one class number per pixel, it has mode RGB"):
+    with pytest.raises(ValueError, match=r"must hold one class number per pixel, it has mode RGB"):
         list(batches.stream(0, 2))
 
 

@@ -482,6 +482,17 @@ def test_similarity_is_the_mean_over_points(tmp_path, body):
     assert surface_metrics._NORMAL_DISTANCE[1] == 0.351
 
 
+def test_masks_are_not_compared_with_boxes_alone(tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    path = write_coco(tmp_path, {"val": 3}) / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][1]["segmentation"]
+    path.write_text(json.dumps(content))
+    examples = coco.coco(tmp_path, "val")
+    with pytest.raises(ValueError, match=r"instances_val.json: annotation 2 has no segmentation to compare"):
+        coco_metrics.evaluate(examples, [], "segm")
+
+
 def test_rasterised_shapes():
     pytest.importorskip("faster_coco_eval")
     square = [[2.0, 3.0, 8.0, 3.0, 8.0, 9.0, 2.0, 9.0]]
@@ -491,3 +502,6 @@ def test_rasterised_shapes():
     counts = {"size": [12, 10], "counts": [3, 4, 113]}
     assert rasterise(counts, 12, 10)[:, 0].tolist() == [0] * 3 + [1] * 4 + [0] * 5
     assert rasterise(None, 12, 10).sum() == 0
+    line = [1.0, 1.0, 9.0, 11.0]  # which pycocotools takes for left, top, width and height
+    assert torch.equal(rasterise([line, [], *square], 12, 10), mask)
+    assert rasterise([line], 12, 10).sum() == 0

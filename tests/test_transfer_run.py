@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,8 +65,8 @@ TASKS = {
     ),
     "densepose": (
         lambda root: write_coco(
-            root, {"train": 6, "minival": 3}, "densepose",
-            folders={"train": "train2014", "minival": "val2014"},
+            root, {"train": 6, "valminusminival": 2, "minival": 3}, "densepose",
+            folders={"train": "train2014", "valminusminival": "val2014", "minival": "val2014"},
         ),
         PYRAMID,
         ("box AP",),
@@ -110,7 +112,9 @@ def test_every_task_trains_and_is_measured_on_its_own_layout(task, tmp_path, cap
     parts = sum(value for name, value in rows[-1].items() if name not in ("step", "loss", "lr"))
     assert rows[-1]["loss"] == pytest.approx(parts, abs=1e-4)
     if task == "densepose":
+        assert tomllib.loads((out / "recipe.toml").read_text())["run"]["images"] == 8
         assert not any(name.startswith("GPS") for name in result["mean"])
+        assert "box AP" in result["headline"]
 
 
 TINY = TransferRecipe(
@@ -223,6 +227,41 @@ def test_trials_have_seeds_of_their_own_and_can_be_added(finished, start):
     assert sum("is finished already" in sentence for sentence in watch.said) == 2
     again = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
     assert again.trials == result.trials
+
+
+def test_a_run_whose_data_has_changed_is_refused(start, tmp_path):
+    data, out = voc_data(tmp_path / "data"), tmp_path / "run"
+    values = replace(TINY, iterations=2, schedule=Schedule(warmup=1), precise=0)
+    transfer(values, init=str(start), data=data, out=out, device="cpu")
+    home = data / "VOCdevkit/VOC2007"
+    annotation, mask = home / "Annotations/test001.xml", home / "JPEGImages/trainval002.jpg"
+    for path, old, new in (annotation, b"<xmin>", b"<xmin>1"), (mask, b"", b""):
+        before = path.read_bytes()
+        path.write_bytes(before.replace(old, new, 1) if old else before + b" ")
+        with pytest.raises(FileExistsError, match="was begun on other images or annotations than"):
+            transfer(values, init=str(start), data=data, out=out, trials=2, device="cpu")
+        path.write_bytes(before)
+    assert len(transfer(values, init=str(start), data=data, out=out, trials=2, device="cpu").trials) == 2
+
+
+def test_a_table_of_two_settings_says_in_what_they_differ(start, tmp_path, capsys):
+    data = voc_data(tmp_path / "data")
+    values = replace(TINY, iterations=2, schedule=Schedule(warmup=1), precise=0)
+    for name, changed in (
+        ("a", values), ("b", replace(values, seed=5)), ("c", replace(values, lr=0.01)),
+    ):  # fmt: skip
+        init = "random" if name == "a" else str(start)
+        trunk = replace(values.trunk, arch="resnet10", width=4)
+        transfer(replace(changed, trunk=trunk), init=init, data=data, out=tmp_path / name, device="cpu")
+    call("transfer", "table", tmp_path / "a", tmp_path / "b")
+    assert "not of one setting" not in capsys.readouterr().out
+    call("transfer", "table", *(tmp_path / name for name in "abc"))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert (
+        last == f"{tmp_path / 'a'} and {tmp_path / 'c'} are not of one setting: lr is 0.02 there, 0.01 here"
+    )
+    call("transfer", "table", tmp_path / "a", tmp_path / "c", "--json")
+    assert "lr is 0.02 there, 0.01 here" in capsys.readouterr().err
 
 
 def test_a_start_is_what_is_trained_from(finished, start):

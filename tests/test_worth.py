@@ -1,6 +1,7 @@
 """The commands that measure a run: each protocol from end to end, and wrong calls."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,19 @@ from PIL import Image
 from moco import assess
 from moco.assess import raw_pixels
 from moco.cli import main
+from moco.cli.finetune import Finetune, chosen
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
 from moco.evaluate import linear, logistic
 from moco.evaluate.finetune import IMAGENET, INATURALIST, FineTuning
 from moco.export.backbone import backbone_bytes, backbone_metadata, load_backbone
+from moco.launch import pretrain
+from moco.recipe import InBatch, Monitor, TiedKeys
+from moco.recipes import get
 from moco.starts import choose_start, open_setting, untrained_start
 from moco.supervised import counterpart, finetune, supervised
 from moco.weights import open_weights
+from moco.worth import verdict
 from test_cli import TINY, call
 from test_run import save_arrays
 
@@ -285,6 +291,47 @@ def test_untrained_and_run_differ(run):
     trained, untrained = choose_start(setting, None), untrained_start(setting)
     a, b = (start.features(setting.test, setting.device).trunk for start in (trained, untrained))
     assert not torch.allclose(a, b)
+
+
+def test_amounts_that_are_left_out_are_named(run, capsys):
+    call("few-labels", run, "--per-class", 1, "--share", 0.6, "--repeats", 2)
+    assert "60 % is left out: its" in capsys.readouterr().err
+    call("few-labels", run, "--per-class", 1, "--repeats", 2)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_the_rate_from_random_weights_is_the_papers(run, capsys):
+    said = "learning rate 0.1, the paper's from random weights"
+    for protocol in "imagenet", "inaturalist":
+        words = "finetune", run, "--epochs", 1, "--batch", 25, "--protocol", protocol
+        for more, expected in ((), False), (("--weights", "untrained"), True):
+            call(*words, *more)
+            assert (said in capsys.readouterr().err) is expected
+    call(*words, "--weights", "untrained", "--lr", 0.05)
+    assert said not in capsys.readouterr().err
+    untrained = Finetune(run, protocol="inaturalist", weights="untrained")
+    assert [chosen(replace(untrained, lr=lr)).lr for lr in (None, 0.05)] == [0.1, 0.05]
+    assert chosen(Finetune(run, protocol="inaturalist")).lr == 0.025
+
+
+def test_runs_of_other_mechanisms_are_called_what_they_are(tmp_path, capsys):
+    values, data = get("demo"), save_arrays(tmp_path)
+    values = replace(
+        values, keys=TiedKeys(), dictionary=InBatch(), batch=20, epochs=1,
+        encoder=replace(values.encoder, width=8, bn_group=10), monitor=Monitor(k=5),
+    )  # fmt: skip
+    pretrain(values, data=str(data), out=tmp_path / "run", device="cpu")
+    for words in ("pretrain", "--resume"), ("knn",):
+        call(*words, tmp_path / "run")
+        assert "trained by end-to-end" in capsys.readouterr().out
+    assert "trained by end-to-end" in (tmp_path / "run" / "report.html").read_text()
+    call("verdict", tmp_path / "run", "--repeats", 2, "--no-finetune", "--no-supervised")
+    shown = capsys.readouterr().out
+    assert "end-to-end" in shown
+    assert "momentum contrast" not in shown
+    setting = open_setting(tmp_path / "run" / "backbone.safetensors", str(data))
+    with pytest.raises(ValueError, match=r"backbone.safetensors is no run folder; a verdict is written into"):
+        verdict(setting)
 
 
 def test_a_verdict_from_end_to_end(run, capsys, monkeypatch):

@@ -150,8 +150,17 @@ def few_labels(
     amounts: Sequence[Amount] = AMOUNTS,
     repeats: int = 10,
     by_finetuning: bool = False,
+    left_out: list[str] | None = None,
 ) -> list[Point]:
     """The few-label curve of a start: logistic regression on frozen features, or fine-tuning.
+
+    Args:
+        setting: the labelled images.
+        start: what is measured.
+        amounts: of labels.
+        repeats: splits of each amount.
+        by_finetuning: train the whole network.
+        left_out: see `few_label_curve`.
 
     Raises:
         ValueError: if there is no repeat, or a class has fewer images than labels asked for.
@@ -172,7 +181,13 @@ def few_labels(
         train, test = (start.features(p, setting.device).trunk for p in (setting.train, setting.test))
         learner = on_features(train, labels, test, setting.train.groups)
     return few_label_curve(
-        learner, labels, answers, amounts=amounts, repeats=repeats, seed=setting.values.seed
+        learner,
+        labels,
+        answers,
+        amounts=amounts,
+        repeats=repeats,
+        seed=setting.values.seed,
+        left_out=left_out,
     )
 
 

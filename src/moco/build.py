@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -230,7 +231,7 @@ def build(
         unreadable_budget=values.reading.budget,
         measure=measure_features,
         measure_every=values.monitor.every,
-        interpreter=build_interpreter(values),
+        interpreter=build_interpreter(values, loader.steps_per_epoch),
         checkpoints=checkpoints,
         journal_every=values.journal_every,
         checkpoint_every=values.checkpoint_every,
@@ -258,8 +259,8 @@ def _try_out(net: encoder.Encoder, values: recipe.Recipe, channels: int, device:
         raise ValueError(f"{values.encoder.arch} does not take views of {size} pixels: {error}") from error
 
 
-def build_interpreter(values: recipe.Recipe) -> Interpreter:
-    """What tells the meaning of the recipe's loss."""
+def build_interpreter(values: recipe.Recipe, steps_per_epoch: int) -> Interpreter:
+    """What tells the meaning of the recipe's loss, and which milestones the run never reaches."""
     match values.dictionary:
         case recipe.MomentumQueue(size):
             negatives = size
@@ -268,4 +269,20 @@ def build_interpreter(values: recipe.Recipe) -> Interpreter:
             negatives, filled = values.batch - 1, None
         case recipe.MemoryBank(size):
             negatives, filled = size, None
-    return Interpreter(negatives if isinstance(values.loss, recipe.InfoNCE) else None, filled, trend)
+    guessing = negatives if isinstance(values.loss, recipe.InfoNCE) else None
+    return Interpreter(guessing, filled, trend, _unreached(values, steps_per_epoch))
+
+
+def _unreached(values: recipe.Recipe, steps_per_epoch: int) -> list[str]:
+    """A sentence when the run ends before a milestone of its schedule."""
+    if not isinstance(values.schedule, recipe.Step):
+        return []
+    epochs = values.epochs or math.ceil((values.iterations or 0) / steps_per_epoch)
+    missed = [str(milestone) for milestone in values.schedule.milestones if milestone >= epochs]
+    if not missed:
+        return []
+    return [
+        f"the learning rate never drops at epoch {' and '.join(missed)}: the run ends after {epochs}; "
+        "the paper's milestones lie at 60 and 80 % of the run, here --schedule.milestones "
+        f"{round(0.6 * epochs)} {round(0.8 * epochs)}"
+    ]

@@ -163,7 +163,7 @@ def nce(
 
     Args:
         q: queries, unit length.
-        entries: their keys; masked negatives count as absent.
+        entries: their keys; masked negatives count as absent, and a query that has no other costs nothing.
         temperature: T > 0; InstDisc uses 0.07.
         images: number of images in the data set, of which the noise draws uniformly.
         log_normalizer: log Z, a scalar constant (see `nce_log_normalizer`).
@@ -175,11 +175,12 @@ def nce(
     computed from log-odds, so the released code's 1e-7 inside each quotient is not needed.
     """
     positive, negative = _similarities(q, entries)
-    log_noise = (negative.isfinite().sum(1).to(q.dtype) / images).log() + log_normalizer
+    count = negative.isfinite().sum(1)
+    log_noise = (count.clamp(min=1).to(q.dtype) / images).log() + log_normalizer
     loss = -F.logsigmoid(positive / temperature - log_noise) - F.logsigmoid(
         log_noise[:, None] - negative / temperature
     ).sum(1)
-    return Contrast(loss.mean(), _accuracy(positive, negative))
+    return Contrast((loss * (count > 0)).mean(), _accuracy(positive, negative))
 
 
 @torch.no_grad()

@@ -227,9 +227,9 @@ class Monitor:
     every: int = 1
     """Epochs between measurements; 0 measures at the end only."""
     bank: int = 5000
-    """Labelled training images to vote, while training; the last measurement takes all."""
+    """Labelled training images to vote, while training; the last measurement takes at most 50,000."""
     queries: int = 1000
-    """Test images to classify, while training; the last measurement takes all."""
+    """Test images to classify, while training; the last measurement takes at most 50,000."""
     k: int = 200
     """Neighbours that vote."""
     temperature: float = 0.1
@@ -357,3 +357,9 @@ MECHANISMS = {
 def mechanism(values: Recipe) -> str:
     """What a recipe trains by: which keys and dictionary, as the paper's tables call it."""
     return MECHANISMS.get((type(values.keys), type(values.dictionary)), f"{values.name} (own mechanism)")
+
+
+def trained_by(values: Recipe) -> str:
+    """The mechanism in the words of a run's own tables: "momentum contrast", or as `mechanism` has it."""
+    name = mechanism(values)
+    return "momentum contrast" if name == "MoCo" else name

@@ -20,7 +20,7 @@ from moco.images import Data, Portion, check_form, open_like, portions
 from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
 from moco.processor import measuring_precision
-from moco.recipe import Recipe
+from moco.recipe import Recipe, trained_by
 from moco.run_folder import chosen_images, read_run
 from moco.weights import known_range, open_weights
 
@@ -156,7 +156,7 @@ def feature_length(trunk: nn.Module, channels: int, values: Recipe) -> int:
 def trained_start(setting: Setting) -> Start:
     """The run's own query encoder, or the weights of a file."""
     weights = open_weights(setting.out, setting.device)
-    name = "momentum contrast" if setting.out.is_dir() else setting.out.name
+    name = trained_by(setting.values) if setting.out.is_dir() else setting.out.name
     return Start(name, weights.encoder, setting.values, trained=True, head=weights.has_head)
 
 

@@ -1,5 +1,6 @@
 """From the values of a transfer recipe to its examples, network, batches and measurement."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from moco.transfer.proposals import Counts
 from moco.transfer.regions import Branch, Pooler
 from moco.transfer.segmentation import Segmenter
 from moco.transfer.surface import Symmetry
-from moco.transfer.transforms import Sizes, Wanted
+from moco.transfer.transforms import Sizes, Wanted, label_image
 from moco.transfer.trunks import Stages, require_residual
 from moco.transfer_recipe import Images, TransferRecipe, Trunk
 from moco.world import World
@@ -64,6 +65,10 @@ class Sets:
     train: Examples
     test: Examples
 
+    def fingerprint(self) -> str:
+        """A digest of both, by which changed data is known."""
+        return f"{self.train.fingerprint()}-{self.test.fingerprint()}"
+
 
 def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
     """The examples of a recipe's splits; images a detector cannot learn from are left out of training.
@@ -73,6 +78,9 @@ def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
         ValueError: if an annotation is wrong, or no image is left.
     """
     train, test = _open(values, root, values.train), _open(values, root, (values.test,))
+    if values.layout == "voc-segmentation":  # a mask that cannot be measured on is told of before training
+        for example in test.examples:
+            label_image(example, test)
     if train.classes != test.classes:
         raise ValueError(f"{train.name} and {test.name} do not have the same classes")
     if values.layout == "keypoints":
@@ -97,7 +105,8 @@ def _open(values: TransferRecipe, root: str | Path, splits: tuple[str, ...]) -> 
     if values.layout == "lvis":
         return coco.lvis(root, split, masks=values.heads.masks)
     kinds = {"coco": "instances", "keypoints": "person_keypoints", "densepose": "densepose_coco_2014"}
-    return coco.coco(root, split, kind=kinds[values.layout], masks=values.heads.masks)
+    sets = (coco.coco(root, one, kind=kinds[values.layout], masks=values.heads.masks) for one in splits)
+    return functools.reduce(Examples.join, sets)
 
 
 def scaled(images: Images) -> Images:
@@ -262,7 +271,8 @@ def metric_names(values: TransferRecipe) -> Iterator[str]:
     elif values.layout == "voc":
         yield from ("AP50", "AP", "AP75")
     elif values.layout in ("keypoints", "densepose"):
-        kind = "keypoint" if values.layout == "keypoints" else "GPS"
+        surfaces = "GPS" if values.geodesic else "box"  # without the body only boxes are measured
+        kind = "keypoint" if values.layout == "keypoints" else surfaces
         yield from (f"{kind} AP", f"{kind} AP50", f"{kind} AP75")
     else:
         for kind in ("box", "mask"):

@@ -11,6 +11,7 @@ from moco.transfer.example import Detections, Example, Examples
 from moco.transfer.loader import Pixels, evaluation_images
 from moco.transfer.pixel_metrics import Confusion
 from moco.transfer.segmentation import Segmenter
+from moco.transfer.shapes import coco_masks
 from moco.transfer.transforms import Sizes, label_image
 from moco.transfer_build import read_image, scaled
 from moco.transfer_recipe import TransferRecipe
@@ -64,6 +65,19 @@ class Part:
         for name, judge in self.judges.items():
             judge.take(other.judges[name])
         self.shown += other.shown
+
+
+def require_tools(values: TransferRecipe) -> None:
+    """Refuse before any work what would fail after all of it.
+
+    Raises:
+        ModuleNotFoundError: if COCO's metrics are needed and faster-coco-eval is not there.
+        FileNotFoundError: if a file of the body is missing.
+    """
+    if values.layout in ("coco", "keypoints", "densepose", "lvis") or values.heads.masks:
+        coco_masks()
+    if values.geodesic:
+        surface_metrics.Body.read(values.geodesic)
 
 
 def measure(
@@ -124,7 +138,7 @@ def _pixels(
         evaluation_images(chosen, read_image, pixels, None), share.start
     ):
         found = model.classes_of(images.to(device), [(example.height, example.width)])[0].cpu()
-        confusion.add(label_image(str(example.semantic), examples.lookup), found)
+        confusion.add(label_image(example, examples), found)
         if place < pictures:
             part.shown.append((place, found))
     return part

@@ -193,7 +193,8 @@ class TransferRecipe:
         )
         _require(bool(self.train), "train must name at least one split")
         _require(
-            self.layout == "voc" or len(self.train) == 1, f"only VOC's splits can be joined, got {self.train}"
+            self.layout in ("voc", "densepose") or len(self.train) == 1,
+            f"only the splits of VOC and DensePose can be joined, got {self.train}",
         )
         for name in "iterations", "batch", "journal_every", "checkpoint_every", "keep_checkpoints":
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

@@ -25,7 +25,7 @@ from moco.training.observer import Audience, Observer
 from moco.transfer.norm import measure_precisely
 from moco.transfer_build import Sets, Start, build_loader, build_model, check_trunk, metric_names, open_sets
 from moco.transfer_loop import FineTuning, fine_tune
-from moco.transfer_measure import Measured, measure
+from moco.transfer_measure import Measured, measure, require_tools
 from moco.transfer_recipe import TransferRecipe
 from moco.transfer_start import absolute, open_start
 from moco.world import World
@@ -81,7 +81,8 @@ def transfer(
         time_limit: seconds a process waits for the others, under torchrun or srun.
 
     Raises:
-        FileExistsError: if the folder holds something else; nothing is overwritten.
+        FileExistsError: if the folder holds something else, or a run on data that has changed since; nothing
+            is overwritten.
         FileNotFoundError: if a file of the data is missing; it is named.
         ValueError: if recipe, start and data do not fit together.
         FloatingPointError: if the loss stops being finite.
@@ -104,7 +105,13 @@ def transfer(
     if (out / "recipe.toml").exists():
         _compare(out, values, init, data)
     sets = open_sets(values, data)
-    _require_tools(values)
+    facts = {"images": len(sets.train), "test_images": len(sets.test), "fingerprint": sets.fingerprint()}
+    if (out / "recipe.toml").exists() and read_transfer(out)[1].get("fingerprint") != facts["fingerprint"]:
+        raise FileExistsError(
+            f"{out} was begun on other images or annotations than {data} holds now; choose another --out, or "
+            "put those back"
+        )
+    require_tools(values)
     if len(sets.train) < values.batch:
         raise ValueError(
             f"{sets.train.name} has {len(sets.train)} images to train on, fewer than a batch of "
@@ -117,8 +124,7 @@ def transfer(
         shown = [Audience(observers)] if world.rank == 0 else []
         with locked(out) if world.rank == 0 else contextlib.nullcontext():
             if world.rank == 0:
-                images = {"images": len(sets.train), "test_images": len(sets.test)}
-                run = {"init": init, "row": start.row, "data": data, "trials": trials, **images}
+                run = {"init": init, "row": start.row, "data": data, "trials": trials, **facts}
                 _write_recipe(out, values, run | machine(where))
                 (out / STOPPED).unlink(missing_ok=True)
             with at_work(out, first=world.rank == 0):
@@ -185,18 +191,6 @@ def _compare(out: Path, values: TransferRecipe, init: str, data: str) -> None:
             f"{out} holds another run ({found}); choose another --out, or continue that run with "
             f"moco transfer --resume {out}"
         )
-
-
-def _require_tools(values: TransferRecipe) -> None:
-    """Refuse before any work what would fail after all of it."""
-    if values.layout in ("coco", "keypoints", "densepose", "lvis") or values.heads.masks:
-        from moco.transfer.shapes import coco_masks
-
-        coco_masks()
-    if values.geodesic:
-        from moco.transfer.surface_metrics import Body
-
-        Body.read(values.geodesic)
 
 
 def _write_recipe(out: Path, values: TransferRecipe, run: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def verdict(
             epochs as the run, into the run's folder `supervised`; one of the same images that is there
             already is taken, or finished, and its epochs are named where they are not the run's.
         finetune: also fine-tune on few labels, from the run and from scratch, with the two largest amounts
-            of at most 1,000.
+            of at most 1,000 and of half of the images.
         amounts: of labels.
         repeats: splits of each amount; fine-tuning takes the first three.
         say: told what is going on.
@@ -81,8 +81,12 @@ def verdict(
 
     Raises:
         FileExistsError: if the folder `supervised` holds the counterpart on other images.
-        ValueError: if there are fewer than two repeats, or weights do not fit.
+        ValueError: if there are fewer than two repeats, weights do not fit, or the setting is of a file.
     """
+    if not setting.out.is_dir():
+        raise ValueError(
+            f"{setting.out} is no run folder; a verdict is written into that of the run it is about"
+        )
     if repeats < 2:
         raise ValueError(f"a verdict needs at least 2 repeats, whose spread is its evidence, got {repeats}")
     started = time.perf_counter()
@@ -105,7 +109,8 @@ def verdict(
         start = other_start(setting, str(folder), name=name)
         rows[start.name] = measure(setting, start, curve=False, **options)
     if finetune:
-        counts = {_count(setting, a): a for a in amounts if _count(setting, a) <= TRAINED_LABELS}
+        most = min(TRAINED_LABELS, len(setting.train.labels) // 2)
+        counts = {_count(setting, a): a for a in amounts if _count(setting, a) <= most}
         few = [counts[count] for count in sorted(counts)[-TRAINED_AMOUNTS:]]
         for start in ours, untrained:
             say(f"{start.name}: fine-tuning on few labels")
@@ -116,7 +121,7 @@ def verdict(
     say("label-free diagnostics")
     views = pairs(setting.values, setting.data, setting.device, count=PAIRS)
     found = {start.name: dict(diagnose(start.encoder, views())) for start in (ours, untrained)}
-    result = _conclude(setting, rows, [start.name for start in elsewhere])
+    result = _conclude(setting, ours.name, rows, [start.name for start in elsewhere])
     result |= {
         "supervised_top1": supervised_top1,
         "diagnostics": found,
@@ -193,8 +198,8 @@ def _count(setting: Setting, amount: Amount) -> float:
     return round(amount.share * len(setting.train.labels))
 
 
-def _conclude(setting: Setting, rows: dict[str, Row], elsewhere: list[str]) -> dict[str, Any]:
-    mine, untrained, raw = (rows[name] for name in ("momentum contrast", "untrained network", "raw pixels"))
+def _conclude(setting: Setting, own: str, rows: dict[str, Row], elsewhere: list[str]) -> dict[str, Any]:
+    mine, untrained, raw = (rows[name] for name in (own, "untrained network", "raw pixels"))
     ours = [Contender("this backbone", mine.curve)]
     without = [Contender("an untrained network", untrained.curve), Contender("raw pixels", raw.curve)]
     if mine.trained:

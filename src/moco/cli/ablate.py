@@ -29,7 +29,7 @@ class Ablate:
     """The recipe from which the cells differ: cores (minutes on one processor core), or any recipe's
     name; cifar is the released CIFAR-10 demo, v1 the paper."""
     epochs: int | None = None
-    """Epochs of the base; None keeps its own."""
+    """Epochs of the base, its milestones at the same shares of them; None keeps its own."""
     values: tuple[float, ...] = ()
     """What to vary over, such as K or m; none takes the study's own."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -73,18 +73,17 @@ def run(words: list[str]) -> int:
     call = tyro.cli(Ablate, args=words, prog="moco ablate", config=FLAGS)
     if call.base not in BASES:
         raise ValueError(f"there is no base {call.base!r}; there are {', '.join(BASES)}")
-    from dataclasses import replace
-
     from moco.ablate.conduct import forecast, open_study, run_study
     from moco.ablate.execute import Machine
     from moco.ablate.plan import refuse_foreign
     from moco.ablate.row import write_row
     from moco.ablate.subset import subset
     from moco.ablate.table import markdown
+    from moco.studies.variants import of_length
 
     base = BASES[call.base]()
     if call.epochs is not None:
-        base = replace(base, epochs=call.epochs, iterations=None)
+        base = of_length(base, call.epochs)
     study = open_study(call.study, base, call.values)
     at_once = max(1, call.jobs) * len(call.device)
     machine = Machine(

@@ -49,9 +49,12 @@ def run(words: list[str]) -> int:
     start = choose_start(setting, call.weights)
     way = "fine-tuned" if call.finetune else "logistic regression on frozen features"
     print(f"{start.name}, {way}, {call.repeats} splits of each amount", file=sys.stderr)
+    left_out: list[str] = []
     curve = few_labels(
-        setting, start, amounts=asked or AMOUNTS, repeats=call.repeats, by_finetuning=call.finetune
-    )
+        setting, start, amounts=asked or AMOUNTS, repeats=call.repeats, by_finetuning=call.finetune,
+        left_out=left_out,
+    )  # fmt: skip
+    print("".join(f"{sentence}\n" for sentence in left_out), end="", file=sys.stderr)
     if call.json:
         rows = [p.row() for p in curve]
         print(json.dumps({"start": start.name, "fine_tuned": call.finetune, "curve": rows}))

@@ -22,7 +22,7 @@ class Finetune:
     protocol: Literal["imagenet", "inaturalist", "supervised"] = "imagenet"
     """imagenet: the paper's Appendix A.7; inaturalist: A.6; supervised: the usual training from scratch."""
     lr: float | None = None
-    """Learning rate of a batch of 256."""
+    """Learning rate of a batch of 256; without it the protocol's, and 0.1 with --weights untrained."""
     epochs: int | None = None
     """Passes over the labelled images."""
     batch: int | None = None
@@ -44,12 +44,14 @@ class Finetune:
 
 
 def chosen(call: Any) -> Any:
-    """The protocol a call names, with the values it gives."""
+    """The protocol a call names, with the values it gives; from random weights with their learning rate."""
     import dataclasses
 
-    from moco.evaluate.finetune import PROTOCOLS
+    from moco.evaluate.finetune import PROTOCOLS, SUPERVISED
 
     given = {name: getattr(call, name) for name in ("lr", "epochs", "batch", "weight_decay", "schedule")}
+    if call.weights == "untrained" and call.lr is None:
+        given["lr"] = SUPERVISED.lr
     return dataclasses.replace(
         PROTOCOLS[call.protocol], **{name: value for name, value in given.items() if value is not None}
     )
@@ -63,6 +65,11 @@ def run(words: list[str]) -> int:
     from moco.supervised import finetune, finetune_in
 
     protocol = chosen(call)
+    if call.weights == "untrained" and call.lr is None:
+        print(
+            f"learning rate {protocol.lr}, the paper's from random weights; --lr takes another",
+            file=sys.stderr,
+        )
     setting = open_setting(call.run, call.data, device=call.device)
     tell_lost(setting.lost)
     start = choose_start(setting, call.weights)

@@ -7,6 +7,8 @@ from pathlib import Path
 import tyro
 
 from moco.cli.show import FLAGS, print_table
+from moco.recipe import trained_by
+from moco.recipe_file import read
 
 
 @dataclass(frozen=True)
@@ -42,5 +44,7 @@ def run(words: list[str]) -> int:
         print(json.dumps(values))
     else:
         print(f"kNN accuracy, k = {values['k']}, T = {values['temperature']}, last checkpoint")
-        print_table({name.replace("knn", "trained"): value for name, value in values.items()})
+        path = Path(call.run)
+        made = f"trained by {trained_by(read(path / 'recipe.toml')[0])}" if path.is_dir() else path.name
+        print_table({name.replace("knn", "trained"): value for name, value in values.items()}, made)
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from moco.cli.show import FLAGS, print_table
-from moco.recipe import Recipe
+from moco.recipe import Recipe, trained_by
 from moco.recipe_file import read
 from moco.recipes import RECIPES, get
 
@@ -148,7 +148,7 @@ def _report(result: Any, *, as_json: bool) -> None:
             f"kNN accuracy, % (k = {result.knn['k']}, T = {result.knn['temperature']}, last step; on the "
             "test images, or on every fifth image where there are none):"
         )
-        print_table(result.knn)
+        print_table(result.knn, f"trained by {trained_by(read(Path(result.out) / 'recipe.toml')[0])}")
     if result.unreadable:
         print(f"{result.unreadable:,} images could not be read: quarantine.jsonl names them")
     print(

@@ -5,10 +5,10 @@ import tyro
 FLAGS = (tyro.conf.AvoidSubcommands,)
 
 
-def print_table(values: dict[str, float]) -> None:
-    """Rows of features, columns of layers."""
+def print_table(values: dict[str, float], trained: str) -> None:
+    """Rows of features, columns of layers; `trained` says what made the first row."""
     names = {
-        "trained": "trained by momentum contrast",
+        "trained": trained,
         "untrained": "same network, untrained",
         "raw_pixels": "raw pixels",
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -132,13 +133,27 @@ def _table(words: list[str]) -> int:
         if "headline" not in result:
             raise ValueError(f"{folder} holds another kind of run; the table takes runs of moco transfer")
         results.append(result | {"origin": read_transfer(folder)[1]["init"]})
+    notes = [note for other in call.runs[1:] if (note := _another_setting(call.runs[0], other))]
     if call.json:
         print(json.dumps(results))
+        print("".join(f"moco: {note}\n" for note in notes), end="", file=sys.stderr)
         return 0
     from moco.report.transfer import transfer_table
 
-    print(transfer_table(results))
+    print("\n".join([transfer_table(results), *notes]))
     return 0
+
+
+def _another_setting(folder: Path, other: Path) -> str:
+    """The first value but start and seed in which two runs differ; "" if their rows may be compared."""
+    from moco.run_folder import difference
+    from moco.transfer_run import read_transfer
+
+    (values, run), (asked, here) = read_transfer(folder), read_transfer(other)
+    found = difference(values, dataclasses.replace(asked, trunk=values.trunk, seed=values.seed))
+    if not found and run.get("fingerprint") != here.get("fingerprint"):
+        found = "other images or annotations"
+    return f"{folder} and {other} are not of one setting: {found}" if found else ""
 
 
 def _report(result: Any, *, as_json: bool) -> None:

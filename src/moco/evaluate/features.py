@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco.encoder import Encoder
 from moco.norm import GroupedBatchNorm2d
@@ -54,10 +55,12 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"
 
     An untrained network has none; without them its features would be a handicapped baseline.
     """
-    norms = [m for m in encoder.modules() if isinstance(m, GroupedBatchNorm2d)]
-    settings = [(norm.momentum, norm.group_size) for norm in norms]
+    norms = [m for m in encoder.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    grouped = [(norm, norm.group_size) for norm in norms if isinstance(norm, GroupedBatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
+    for norm, _ in grouped:
         norm.group_size = None
     was_training = encoder.training
     encoder.train()
@@ -66,5 +69,7 @@ def calibrate(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"
             norm.momentum = 1 / (number + 1)
         encoder.features(images)
     encoder.train(was_training)
-    for norm, (momentum, group_size) in zip(norms, settings, strict=True):
-        norm.momentum, norm.group_size = momentum, group_size
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for norm, group_size in grouped:
+        norm.group_size = group_size

@@ -167,6 +167,7 @@ def few_label_curve(
     amounts: Sequence[Amount] = AMOUNTS,
     repeats: int = 10,
     seed: int = 0,
+    left_out: list[str] | None = None,
 ) -> list[Point]:
     """Test accuracy at each amount of labels, over repeated splits that every learner shares.
 
@@ -181,20 +182,29 @@ def few_label_curve(
         amounts: how many labels.
         repeats: splits of each amount.
         seed: of the splits.
+        left_out: a sentence for each amount that is left out is added to it.
 
     Raises:
         ValueError: if no amount is left.
     """
+    said = [] if left_out is None else left_out
     fewest = int(torch.bincount(labels)[labels.unique()].min())
     curve: dict[int, Point] = {}
     for amount in amounts:
         if amount.per_class is not None and amount.per_class > fewest:
+            said.append(f"{amount} is left out: a class has only {fewest} images")
             continue
         splits = torch.stack([split(labels, amount, repeat, seed=seed) for repeat in range(repeats)])
-        if splits.shape[1] in curve or 2 * splits.shape[1] > len(labels):
-            continue
-        right = (learner(splits) == test_labels).double().mean(1) * 100
-        curve[splits.shape[1]] = Point(str(amount), splits.shape[1], interval(right.tolist()))
+        count = splits.shape[1]
+        if count in curve:
+            said.append(f"{amount} is left out: it comes to {count:,} labels, like {curve[count].amount}")
+        elif 2 * count > len(labels):
+            said.append(
+                f"{amount} is left out: its {count:,} labels are more than half of the {len(labels):,} images"
+            )
+        else:
+            right = (learner(splits) == test_labels).double().mean(1) * 100
+            curve[count] = Point(str(amount), count, interval(right.tolist()))
     if not curve:
         raise ValueError(
             f"{len(labels)} labelled images are too few to compare amounts of labels: every split would take "

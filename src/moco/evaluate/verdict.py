@@ -1,5 +1,6 @@
 """Did pre-training help? One sentence and the evidence for it, from few-label curves on shared splits."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -175,27 +176,39 @@ def _helped(ours: Contender, reference: Contender, better: list[tuple[Point, Poi
             f"({chosen.amount}) this backbone is better than anything without it with {chosen.equals:,.0f}, "
             f"the most that was tried ({reference.name})."
         )
-    low, high = factor_interval(ours, reference, chosen, seed=seed)
     return (
-        f"{start}{chosen.factor:.1f} times the labels (95 % interval {low:.1f} to {high:.1f}): "
+        f"{start}{chosen.factor:.1f} times the labels {factor_words(ours, reference, chosen, seed=seed)}: "
         f"{chosen.labels:,} ({chosen.amount}) with this backbone do what "
         f"{chosen.equals:,.0f} do without it, at their best ({reference.name})."
     )
 
 
+def factor_words(ours: Contender, reference: Contender, at: Worth, *, seed: int = 0) -> str:
+    """The interval of `factor_interval` in words, with the reference's last amount where it goes beyond."""
+    low, high = factor_interval(ours, reference, at, seed=seed)
+    least, most = (extreme(p.labels for p in reference.curve) / at.labels for extreme in (min, max))
+    begins = f"from less than {least:.1f}" if low == -math.inf else f"{low:.1f}"
+    ends = f"more than {most:.1f}" if high == math.inf else f"{high:.1f}"
+    return f"(95 % interval {begins} to {ends})"
+
+
 def factor_interval(
     ours: Contender, reference: Contender, at: Worth, *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a worth factor, resampling the splits of both curves together."""
+    """95 % percentile interval of a worth factor, resampling the splits of both curves together.
+
+    Returns:
+        Its ends; infinite where more than 2.5 % of the resamples lie beyond the reference's amounts.
+    """
     (mine,) = (point for point in ours.curve if point.labels == at.labels)
     count = max(len(point.top1.values) for point in (mine, *reference.curve))
     draws = torch.rand(_RESAMPLES, count, generator=chance.generator(seed, "worth"))
     factors = []
     for draw in draws.tolist():
         curve = [_resample(point, draw) for point in reference.curve]
-        factors += [w.factor for w in worth([_resample(mine, draw)], curve)]
-    if not factors:
-        return at.factor, at.factor
+        found = worth([_resample(mine, draw)], curve)
+        bound = -math.inf if not found else math.inf if found[0].at_least else found[0].factor
+        factors.append(bound)
     factors.sort()
     return factors[int(0.025 * len(factors))], factors[int(0.975 * (len(factors) - 1))]
 

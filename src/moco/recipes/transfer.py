@@ -122,7 +122,7 @@ def densepose() -> TransferRecipe:
         coco_fpn_1x(),
         name="densepose",
         layout="densepose",
-        train=("train",),
+        train=("train", "valminusminival"),
         test="minival",
         heads=replace(_FPN, masks=False),
         schedule=Schedule(milestones=(100 / 130, 120 / 130), warmup=1000, warmup_factor=0.1),

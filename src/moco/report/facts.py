@@ -56,7 +56,7 @@ class RunFacts:
     @property
     def interpreter(self) -> Interpreter:
         """What tells the meaning of its loss."""
-        return build_interpreter(self.values)
+        return build_interpreter(self.values, max(1, self.run["images"] // self.values.batch))
 
     def column(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of every row of the journal that has a value of this name."""

@@ -9,6 +9,7 @@ import torch
 
 from moco import recipe_file
 from moco.files import write_atomically
+from moco.recipe import trained_by
 from moco.report.atlas import Atlas, build_atlas
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
@@ -182,7 +183,7 @@ def _table(facts: list[RunFacts]) -> list[dict[str, Any]]:
     for run in facts:
         table = run.result.get("knn", {})
         if "trained_trunk" in table:
-            name = "trained by momentum contrast" if len(facts) == 1 else run.name
+            name = f"trained by {trained_by(run.values)}" if len(facts) == 1 else run.name
             rows.append({"name": name, "trunk": table["trained_trunk"], "output": table["trained_output"]})
     table = facts[0].result.get("knn", {})
     if rows and "untrained_trunk" in table:

@@ -42,8 +42,7 @@ def plot_found(path: Path, examples: Examples, shown: Sequence[tuple[Example, An
             _draw_annotated(axes[0][column], example, examples)
             _draw_found(axes[1][column], found, examples)
         else:
-            assert example.semantic is not None
-            _draw_classes(axes[0][column], label_image(str(example.semantic), examples.lookup), examples)
+            _draw_classes(axes[0][column], label_image(example, examples), examples)
             _draw_classes(axes[1][column], found, examples)
         for axis in axes[:, column]:
             axis.set_xlim(0, image.shape[1])

@@ -127,11 +127,9 @@ def batch(base: Recipe, values: Sequence[float] = ()) -> Study:
     sizes = [int(v) for v in values] or [base.batch * factor for factor in (1, 2, 4)]
     cells = []
     for size in sizes:
-        scaled = replace(base, batch=size)
-        fixed = replace(
-            scaled, optimizer=replace(base.optimizer, lr=base.optimizer.lr * base.batch / size)
-        )  # lr is for 256 images
-        same = size == base.batch
+        scaled, same = replace(base, batch=size), size == base.batch
+        lr = base.optimizer.lr if same else base.optimizer.lr * base.batch / size  # it is for 256 images
+        fixed = replace(scaled, optimizer=replace(base.optimizer, lr=lr))
         cells.append(Cell(f"scaled-{size}", scaled, size, "lr scaled"))
         cells.append(Cell(f"{'scaled' if same else 'fixed'}-{size}", fixed, size, "lr not scaled"))
     return Study(

@@ -45,7 +45,8 @@ def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
     """What does each part of v2 add: the MLP head, aug+, the cosine schedule, more epochs?
 
     Source: MoCo v2, Table 1. The MLP head comes with T = 0.2; views below 64 pixels are not
-    blurred, as in the released CIFAR-10 demo.
+    blurred, as in the released CIFAR-10 demo. The cosine is the base's own where it has one, else that
+    of recipe v2, constant within an epoch.
 
     Args:
         base: any recipe with epochs; its head, colours, temperature and schedule are replaced.
@@ -55,6 +56,7 @@ def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
         raise ValueError(f"the study needs a base recipe with epochs, {base.name} counts iterations")
     (longer,) = values or (4,)
     warm = base.schedule.warmup
+    cosine = base.schedule if isinstance(base.schedule, Cosine) else Cosine(by_epoch=True, warmup=warm)
     steps = Step(
         milestones=tuple(max(1, round(part * base.epochs)) for part in (0.6, 0.8)), factor=0.1, warmup=warm
     )
@@ -65,7 +67,7 @@ def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
             encoder=replace(base.encoder, head="mlp" if mlp else "linear"),
             views=_colours(base.views, plus=aug),
             loss=InfoNCE(temperature=0.2 if mlp else 0.07),
-            schedule=Cosine(warmup=warm) if cos else steps,
+            schedule=cosine if cos else steps,
             epochs=round(times * (base.epochs or 1)),
         )
 
@@ -152,7 +154,7 @@ def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
         cells=(
             Cell("one-direction", base, "one direction"),
             Cell("symmetric", both, "symmetric"),
-            Cell("longer", _lengthened(base, longer), twice),
+            Cell("longer", of_length(base, round(longer * base.epochs)), twice),
         ),
         axis=Axis("loss"),
         metric="knn_output",
@@ -161,13 +163,18 @@ def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
     )
 
 
-def _lengthened(base: Recipe, times: float) -> Recipe:
-    """The base with so many times its epochs, milestones at the same shares of them."""
+def of_length(base: Recipe, epochs: int) -> Recipe:
+    """The base with so many epochs, milestones at the same shares of them.
+
+    Args:
+        base: any recipe; one that counts iterations counts epochs then, with its schedule as it is.
+        epochs: how many.
+    """
     schedule = base.schedule
-    if isinstance(schedule, Step):
-        milestones = tuple(round(times * epoch) for epoch in schedule.milestones)
-        schedule = replace(schedule, milestones=milestones)
-    return replace(base, epochs=round(times * (base.epochs or 1)), schedule=schedule)
+    if isinstance(schedule, Step) and base.epochs is not None:
+        scaled = (max(1, round(epoch * epochs / base.epochs)) for epoch in schedule.milestones)
+        schedule = replace(schedule, milestones=tuple(scaled))
+    return replace(base, epochs=epochs, iterations=None, schedule=schedule)
 
 
 def _colours(views: Augmentation, *, plus: bool) -> Augmentation:

@@ -17,6 +17,7 @@ class Interpreter:
         negatives: K, keys each query is told apart from; None for a loss without the ln(1 + K) line.
         filled_at: step after which the queue holds no random initial key; None without a queue.
         trend: what the label-free diagnostics so far say about going on.
+        remarks: further sentences that belong before the first step.
     """
 
     def __init__(
@@ -24,25 +25,26 @@ class Interpreter:
         negatives: int | None,
         filled_at: int | None,
         trend: Callable[[Sequence[dict[str, Any]]], str] | None = None,
+        remarks: Sequence[str] = (),
     ):
         self.guessing = math.log(1 + negatives) if negatives is not None else None
         self.negatives, self.filled_at = negatives, filled_at
         self.filled = self.alarmed_rest = self.alarmed_collapse = False
         self.recent: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
-        self.trend, self.said = trend, ""
+        self.trend, self.said, self.remarks = trend, "", remarks
 
     def introduction(self) -> list[str]:
         """What to expect, before the first step."""
         if self.guessing is None:
-            return []
+            return [*self.remarks]
         text = f"guessing among {self.negatives:,} negatives costs ln(1 + K) = {self.guessing:.2f}"
         if self.filled_at is not None:
             text += (
                 f"; the loss starts lower and rises while real keys replace random ones, "
                 f"until step {self.filled_at:,}: that is normal"
             )
-        return [text]
+        return [text, *self.remarks]
 
     def read(self, row: dict[str, Any]) -> list[str]:
         """What a new row means, if anything."""

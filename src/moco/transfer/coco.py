@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from moco.transfer.example import Example, Examples, Objects, as_boxes, no_objects, require_files
+from moco.transfer.shapes import SMALLEST_POLYGON
 
 _JOINTS = 17
 SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
@@ -132,13 +133,15 @@ def _check(
         raise ValueError(f"{name} must have a bbox of four numbers, got {box}")
     if joints and len(annotation.get("keypoints", [])) not in (0, 3 * joints):
         raise ValueError(f"{name} must have {3 * joints} numbers for {joints} keypoints")
-    if masks and not _has_outline(annotation.get("segmentation")):
+    if masks and not has_outline(annotation.get("segmentation")):
         raise ValueError(f"{name} has no segmentation to learn masks from; boxes alone take --heads.no-masks")
 
 
-def _has_outline(shape: Any) -> bool:
-    """Whether there is a polygon or a run length."""
-    return bool(shape.get("counts")) if isinstance(shape, dict) else any(shape or ())
+def has_outline(shape: Any) -> bool:
+    """Whether there is a polygon of at least three corners or a run length."""
+    if isinstance(shape, dict):
+        return bool(shape.get("counts"))
+    return any(len(part) >= SMALLEST_POLYGON for part in shape or ())
 
 
 def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -> Objects:

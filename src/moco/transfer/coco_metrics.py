@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from moco.transfer.coco import has_outline
 from moco.transfer.example import Detections, Example, Examples
 from moco.transfer.shapes import package, run_lengths
 
@@ -66,9 +67,10 @@ def evaluate(
 
     Raises:
         ModuleNotFoundError: if faster-coco-eval is not there.
+        ValueError: if masks are compared and an annotation has no outline.
     """
     evaluation = package()
-    truth = evaluation.COCO(_content(examples, keypoints=kind == "keypoints"))
+    truth = evaluation.COCO(_content(examples, kind))
     chosen = copy.deepcopy(results)
     evaluator = evaluation.COCOeval_faster(
         truth, truth.loadRes(chosen), kind, print_function=_silent, lvis_style=lvis, separate_eval=True
@@ -80,7 +82,7 @@ def evaluate(
     return _summary(evaluator, examples, lvis)
 
 
-def _content(examples: Examples, *, keypoints: bool) -> dict[str, Any]:
+def _content(examples: Examples, kind: Kind) -> dict[str, Any]:
     """The annotation file, with what evaluators look for and some files leave out."""
     content = json.loads(examples.source.read_text(encoding="utf-8"))
     ids = {example.image_id for example in examples.examples}
@@ -91,12 +93,17 @@ def _content(examples: Examples, *, keypoints: bool) -> dict[str, Any]:
         a for a in content.get("annotations", []) if a["image_id"] in ids and a["category_id"] in kept
     ]
     for number, annotation in enumerate(content["annotations"], 1):
+        if kind == "segm" and not has_outline(annotation.get("segmentation")):
+            raise ValueError(
+                f"{examples.source}: annotation {annotation.get('id')} has no segmentation to compare masks "
+                "with; without masks measure the kind bbox"
+            )
         annotation["id"] = number  # the evaluator takes 0 for "not found"
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
-        if keypoints and not annotation.get("keypoints"):
+        if kind == "keypoints" and not annotation.get("keypoints"):
             annotation |= {"keypoints": [0] * (3 * examples.joints), "num_keypoints": 0}
-        elif keypoints:
+        elif kind == "keypoints":
             annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
     return content
 

@@ -164,7 +164,7 @@ def segmentation_loader(
 
     def make(number: int, draws: list[float], _: int) -> tuple[Tensor, Tensor]:
         example = examples.examples[number]
-        labels = label_image(str(example.semantic), examples.lookup)
+        labels = label_image(example, examples)
         return for_segmentation(pixels.normalise(checked(decode, example)), labels, crop, scales, draws)
 
     def collate(samples: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:

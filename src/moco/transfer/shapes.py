@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+SMALLEST_POLYGON = 6  # numbers; four would be taken for a box
+
 
 def package() -> Any:
     """faster-coco-eval.
@@ -40,12 +42,15 @@ def rasterise(shape: Any, height: int, width: int) -> UInt8[Tensor, "height widt
     """A shape of a COCO annotation as an image of 0 and 1; no shape is an empty mask.
 
     Args:
-        shape: polygons, a run-length encoding (compressed or not), or None.
+        shape: polygons, of which those with fewer than three corners count for nothing, a run-length
+            encoding (compressed or not), or None.
         height, width: of the image.
 
     Raises:
         ModuleNotFoundError: if faster-coco-eval is not there.
     """
+    if isinstance(shape, list):
+        shape = [part for part in shape if len(part) >= SMALLEST_POLYGON]
     if not shape:
         return torch.zeros(height, width, dtype=torch.uint8)
     tools = coco_masks()

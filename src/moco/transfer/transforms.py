@@ -127,18 +127,32 @@ def _masks(
     return (F.horizontal_flip(masks) if mirror else masks).as_subclass(torch.Tensor)
 
 
-def label_image(path: str, lookup: tuple[int, ...] | None) -> UInt8[Tensor, "H W"]:
-    """The class numbers in a semantic file.
+def label_image(example: Example, examples: Examples) -> UInt8[Tensor, "H W"]:
+    """The class numbers in an example's semantic file.
+
+    Args:
+        example: an image of a segmentation split.
+        examples: the split.
 
     Raises:
-        RuntimeError: if it holds more than 8 bits or colours.
+        ValueError: if it holds more than 8 bits or colours, or the number of a class that is not there.
     """
+    path = example.semantic
+    assert path is not None
     with Image.open(path) as image:
         if image.mode not in ("P", "L"):
-            raise RuntimeError(f"{path} must hold one class number per pixel, it has mode {image.mode}")
+            raise ValueError(f"{path} must hold one class number per pixel, it has mode {image.mode}")
         labels = np.array(image)
-    if lookup is not None:
-        labels = np.array(lookup, dtype=np.uint8)[labels]
+    if examples.lookup is not None:
+        labels = np.array(examples.lookup, dtype=np.uint8)[labels]
+    count = len(examples.classes)
+    wrong = labels[(labels >= count) & (labels != IGNORED_PIXEL)]
+    if len(wrong):
+        raise ValueError(
+            f"{path} has a pixel of class {wrong[0]}, but {examples.name} has {count} classes, numbered from "
+            f"0; name every class in {examples.source / 'classes.txt'}, or write {IGNORED_PIXEL} where there "
+            "is none"
+        )
     return torch.from_numpy(labels)
 
 

@@ -13,6 +13,8 @@ CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+_ORIENTATION, _ON_ITS_SIDE = 274, range(5, 9)  # EXIF's tag, and its values that swap the sides
+
 
 def detection(root: str | Path, splits: tuple[str, ...], classes: tuple[str, ...] = CLASSES) -> Examples:
     """Images with boxes.
@@ -45,6 +47,7 @@ def segmentation(root: str | Path, split: str, classes: tuple[str, ...] | None =
 
     Raises:
         FileNotFoundError: naming the file that is wanted.
+        ValueError: if a mask is not of the size of its image, as that is shown.
     """
     year, name = _year(split) if ":" in split else ("", split)
     folder = _home(Path(root), year) if year else Path(root)
@@ -144,5 +147,6 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _size(path: Path) -> tuple[int, int]:
+    """Width and height of what is shown: images are decoded upright."""
     with Image.open(path) as image:
-        return image.size
+        return image.size[::-1] if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE else image.size
