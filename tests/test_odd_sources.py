@@ -42,6 +42,7 @@ def names(source):
 TABLES = [
     "path, label, split\na.png, cat, train\nb.png, dog, train\nc.png, cat, test\n",
     "Path,Label,Split\na.png,cat,Train\nb.png,dog,Train\nc.png,cat,Test\n",
+    "path; label; split\na.png; cat; train\nb.png; dog; train\nc.png; cat; test\n",
     'path , label, SPLIT\na.png , "cat", train\nb.png, "dog", train\nc.png, "cat" , test\n',
 ]
 
@@ -85,6 +86,32 @@ def test_columns_that_differ_by_capitals_only_are_refused(tmp_path):
     path.write_text("path,Label,label,,\na.png,1,2,,\n")
     with pytest.raises(ValueError, match=r"table\.csv.*2 columns named label"):
         open_source(str(path))
+
+
+def test_values_of_tables_may_be_long_and_digits_that_are_no_numbers(tmp_path):
+    write(tmp_path, "a.png", "b.png", "c.png")
+    caption = 200_000 * "x"
+    (tmp_path / "t.csv").write_text(f'path,label,caption\na.png,²,"{caption}"\nb.png,10,\nc.png,9,\n')
+    assert open_source(str(tmp_path / "t.csv")).classes == ["9", "10", "²"]
+
+
+def test_a_path_over_the_end_of_a_line_is_a_quotation_mark_left_open(tmp_path):
+    (tmp_path / "t.csv").write_text('path,label\n"a.png,1\nb.png,2\n')
+    with pytest.raises(
+        ValueError, match=r"t\.csv goes over the end of a line.*mark there that is not closed"
+    ):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_rows_of_no_split_are_counted(tmp_path):
+    write(tmp_path, "a.png")
+    rows = ["a.png,Train", "b.png,val", "c.png,", "d.png,holdout", "e.png,Holdout"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,split", *rows]))
+    (note,) = open_source(str(tmp_path / "t.csv")).notes
+    assert "3 rows of " in note
+    assert '(2 of holdout, 1 of "")' in note
+    (tmp_path / "t.csv").write_text("\n".join(["path,split", *rows[:2]]))
+    assert open_source(str(tmp_path / "t.csv")).notes == ()
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])

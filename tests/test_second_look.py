@@ -26,14 +26,25 @@ def images(count=20, size=8, dtype=np.uint8, channels=3):
     return (made * 255).astype(dtype) if dtype != np.float32 else made.astype(dtype)
 
 
-def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "saved"),
+    [
+        ("y.png,,", "y.png,b,"),
+        ("name,label", "Name,Label"),
+        (",", ";"),
+        ("y.png,,", '"y.png,b,'),
+        ("name,label,guess,confidence", "name,label"),
+    ],
+    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns"],
+)
+def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path, written, saved):
     found = Fit(
         ["a", "b"], ["x.png", "y.png"], torch.tensor([0, -1]), torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
         torch.tensor([1]), SimpleNamespace(right=None),
     )  # fmt: skip
     first, second = write(found, tmp_path)[1], write(found, tmp_path)[1]
     assert first == second == tmp_path / "next.csv"  # nobody wrote in it
-    filled = first.read_text().replace("y.png,,", "y.png,b,")
+    filled = first.read_text().replace("y.png,,", "y.png,b,").replace(written, saved)
     first.write_text(filled)
     assert write(found, tmp_path)[1] == tmp_path / "next-2.csv"
     assert first.read_text() == filled
