@@ -86,7 +86,7 @@ class Plan:
         lines = [f"# {a.name} = {a.value}: {a.reason} ({a.source})\n" for a in self.advice]
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(lines) + recipe_file.text(self.recipe, {"data": locate(self.data)})
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(errors="surrogateescape"))
 
 
 def look_at(source: Source, count: int = SAMPLED) -> Look:
