@@ -14,6 +14,7 @@ from moco.data.encoded import FolderSource, ListSource
 from moco.data.open import open_source
 from moco.data.procedural import CLASSES, procedural
 from moco.data.reading import Reading
+from moco.data.scan import FOLLOWED
 from moco.data.source import ArraySource
 
 
@@ -97,7 +98,7 @@ def test_links_are_not_followed_unless_asked_for_and_their_loops_end(tmp_path):
     os.symlink(tmp_path / "elsewhere" / "secret.png", root / "link.png")
     source = FolderSource(root)
     assert names(source) == ["y.png", "sub/x.png"]
-    assert source.index.skipped == {"symbolic links (--reading.follow-links)": 4}
+    assert source.index.skipped == {f"symbolic links ({FOLLOWED})": 4}
     followed = FolderSource(root, reading=Reading(follow_links=True))
     assert sorted(Path(name).name for name in names(followed)) == ["link.png", "secret.png", "x.png", "y.png"]
 
