@@ -174,6 +174,11 @@ def test_a_subset_is_keyed_and_kept(data, tmp_path):  # noqa: F811
         subset(str(tmp_path / "others.npz"), tmp_path / "a", images=30, test_images=10)
     with pytest.raises(ValueError, match="train images must be between 1 and the 100"):
         subset(data, tmp_path / "c", images=101, test_images=None)
+    few = open_data(subset(data, tmp_path / "c", images=4, test_images=None))
+    assert set(few.test.labels.tolist()) - {-1} <= set(few.train.labels.tolist())
+    whole = open_data(data).test.labels
+    learnt = torch.isin(whole, few.train.labels)
+    assert torch.equal(few.test.labels, torch.where(learnt, whole, -1))
     folder = tmp_path / "files"
     folder.mkdir()
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / "x.png")

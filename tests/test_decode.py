@@ -93,6 +93,49 @@ def test_floating_point_is_kept_as_it_is_and_scaled_only_within_zero_and_one():
         read(encoded(np.full((2, 2), np.nan, np.float32), "TIFF"), FLOAT)
 
 
+def tiff(array, **options) -> bytes:
+    buffer = io.BytesIO()
+    pytest.importorskip("tifffile").imwrite(buffer, array, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_signed_values_of_a_tiff_are_kept(dtype, channels):
+    low, high = np.iinfo(np.int16 if dtype == np.int32 else dtype).min, 100
+    array = np.linspace(low, high, 20 * 30 * channels).astype(dtype).reshape(20, 30, channels)
+    kind = "rgb" if channels == 3 else "minisblack"
+    content = tiff(array.squeeze(), photometric=kind, planarconfig="contig" if channels > 1 else None)
+    header = sniff(content)
+    form = common_form({(header.channels, header.depth, header.alpha): 1}, Reading())
+    assert form == Form(channels, torch.float32)
+    assert np.array_equal(read(content, form).permute(1, 2, 0).numpy(), array.astype(np.float32))
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_grey_whose_zero_is_white_is_no_negative(bits, orientation):
+    array = np.linspace(0, 2**bits - 1, 600).astype(np.uint8 if bits == 8 else np.uint16).reshape(20, 30)
+    turned = [(274, 3, 1, orientation, True)]
+    if bits == 12:
+        pytest.importorskip("imagecodecs")
+    black, white = (
+        tiff(values, photometric=kind, extratags=turned, bitspersample=bits)
+        for values, kind in ((array, "minisblack"), (2**bits - 1 - array, "miniswhite"))
+    )
+    form = GREY8 if bits == 8 else GREY16
+    assert torch.equal(read(white, form), read(black, form))
+    assert read(black, form).int().max() == 2**bits - 1
+
+
+def test_grey_beside_transparency_whose_zero_is_white_is_no_negative():
+    array = np.linspace(0, 65535, 1200).astype(np.uint16).reshape(20, 30, 2)
+    inverted = np.stack([65535 - array[..., 0], array[..., 1]], 2)
+    form, reading = Form(2, torch.uint16, alpha=True), Reading(alpha="keep")
+    content = tiff(inverted, photometric="miniswhite", planarconfig="contig", extrasamples=["unassalpha"])
+    assert np.array_equal(read(content, form, reading).permute(1, 2, 0).numpy(), array)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [2, 3, 4, 7])
 @pytest.mark.parametrize("planar", [False, True])

@@ -13,7 +13,7 @@ from moco.embeddings import Embeddings
 from moco.evaluate import labelling
 from moco.evaluate.labelling import fit_head, label_next
 from moco.evaluate.logistic import logistic_regression, scores, standardise, stratified_folds
-from moco.fit import fit, read_labels, write
+from moco.fit import classes_of, fit, read_labels, write
 from test_run import finished  # noqa: F401
 
 
@@ -177,6 +177,28 @@ def test_labels_are_read_from_tables_that_may_be_half_done(tmp_path):
         read_labels([tmp_path / "d.csv"])
     with pytest.raises(FileNotFoundError, match=r"there is no file .*e.csv"):
         read_labels([tmp_path / "e.csv"])
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["Name,Label\na b.png,cat\n c.png, dog \n", "name;LABEL;guess\na b.png;cat;dog\n c.png;dog\n"],
+    ids=["capitals", "semicolons"],
+)
+def test_labels_are_read_as_spreadsheets_save_them(tmp_path, table):
+    (tmp_path / "a.csv").write_text(table, encoding="utf-8-sig")
+    assert read_labels([tmp_path / "a.csv"]) == {"a b.png": "cat", " c.png": "dog"}
+
+
+def test_labels_may_be_digits_that_are_no_numbers_and_stand_beside_long_captions(tmp_path):
+    (tmp_path / "a.csv").write_text('name,label,caption\na,²,"' + 200_000 * "x" + '"\nb,10\nc,9\n')
+    given = read_labels([tmp_path / "a.csv"])
+    assert classes_of(given, ["a", "b", "c"]) == ["9", "10", "²"]
+
+
+def test_a_quotation_mark_that_is_not_closed_hides_no_labels(tmp_path):
+    (tmp_path / "a.csv").write_text('name,label\na.png,cat\n"b.png,dog\nc.png,cat\n')
+    with pytest.raises(ValueError, match=r"a\.csv is no table .* a quotation mark there that is not closed"):
+        read_labels([tmp_path / "a.csv"])
 
 
 def test_every_image_gets_a_class_and_the_next_round_takes_up_the_last(tmp_path):

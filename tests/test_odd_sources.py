@@ -42,6 +42,7 @@ def names(source):
 TABLES = [
     "path, label, split\na.png, cat, train\nb.png, dog, train\nc.png, cat, test\n",
     "Path,Label,Split\na.png,cat,Train\nb.png,dog,Train\nc.png,cat,Test\n",
+    "path; label; split\na.png; cat; train\nb.png; dog; train\nc.png; cat; test\n",
     'path , label, SPLIT\na.png , "cat", train\nb.png, "dog", train\nc.png, "cat" , test\n',
 ]
 
@@ -87,6 +88,32 @@ def test_columns_that_differ_by_capitals_only_are_refused(tmp_path):
         open_source(str(path))
 
 
+def test_values_of_tables_may_be_long_and_digits_that_are_no_numbers(tmp_path):
+    write(tmp_path, "a.png", "b.png", "c.png")
+    caption = 200_000 * "x"
+    (tmp_path / "t.csv").write_text(f'path,label,caption\na.png,²,"{caption}"\nb.png,10,\nc.png,9,\n')
+    assert open_source(str(tmp_path / "t.csv")).classes == ["9", "10", "²"]
+
+
+def test_a_path_over_the_end_of_a_line_is_a_quotation_mark_left_open(tmp_path):
+    (tmp_path / "t.csv").write_text('path,label\n"a.png,1\nb.png,2\n')
+    with pytest.raises(
+        ValueError, match=r"t\.csv goes over the end of a line.*mark there that is not closed"
+    ):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_rows_of_no_split_are_counted(tmp_path):
+    write(tmp_path, "a.png")
+    rows = ["a.png,Train", "b.png,val", "c.png,", "d.png,holdout", "e.png,Holdout"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,split", *rows]))
+    (note,) = open_source(str(tmp_path / "t.csv")).notes
+    assert "3 rows of " in note
+    assert '(2 of holdout, 1 of "")' in note
+    (tmp_path / "t.csv").write_text("\n".join(["path,split", *rows[:2]]))
+    assert open_source(str(tmp_path / "t.csv")).notes == ()
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 @pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "VAL"), ("train", "Valid")])
 def test_parts_are_found_whatever_their_case(tmp_path, kind, train, test):
@@ -129,36 +156,22 @@ def test_folders_beside_train_are_left_out_and_named(tmp_path, kind):
     assert "(bus, car)" in source.notes[0]
 
 
-def test_labels_and_groups_of_arrays_may_be_words(tmp_path):
-    path, images = tmp_path / "set.npz", np.zeros((4, 8, 8), np.uint8)
-    np.savez(
-        path, images=images, labels=np.array(["dog", "cat", "", "dog"]), test_images=images[:1],
-        groups=np.array(["b", "-1", "a", "b"]), test_labels=np.array([b"dog"]),
-    )  # fmt: skip
-    train, test = open_source(str(path)), open_source(str(path), "test")
-    assert train.classes == test.classes == ["cat", "dog"]
-    assert train.labels.tolist() == [1, 0, -1, 1]
-    assert test.labels.tolist() == [1]
-    assert train.groups[0] == train.groups[3]
-    assert len(train.groups.unique()) == 3
-
-
-def test_classes_of_test_arrays_are_those_of_training(tmp_path):
-    path, images = tmp_path / "set.npz", np.zeros((1, 8, 8), np.uint8)
-    for words in ["emu"], [0]:
-        np.savez(path, images=images, labels=["cat"], test_images=images, test_labels=words)
-        with pytest.raises(ValueError, match=r"set\.npz"):
-            open_source(str(path), "test")
-
-
-@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_array_files_cut_short_are_named(tmp_path, name, share):
-    path, images = tmp_path / name, np.zeros((4, 8, 8), np.uint8)
-    np.save(path, images) if name == "x.npy" else np.savez(path, images=images)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ValueError, match=name):
-        open_source(str(path))
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.csv", "x.txt", "x.zip"])
+def test_endings_of_files_may_have_capitals(tmp_path, name):
+    write(tmp_path, "0.png", "1.png")
+    path = tmp_path / name
+    if name == "x.npy":
+        np.save(path, np.zeros((2, 8, 8), np.uint8))
+    elif name == "x.npz":
+        np.savez(path, images=np.zeros((2, 8, 8), np.uint8))
+    elif name == "x.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(tmp_path / "0.png", "0.png")
+            archive.write(tmp_path / "1.png", "1.png")
+    else:
+        path.write_text("path\n" * (name == "x.csv") + "0.png\n1.png\n")
+    assert len(open_source(str(path.rename(tmp_path / name.upper())))) == 2
+    assert open_source(str(tmp_path / name.upper()), "test") is None
 
 
 def deep(kind, values, full):

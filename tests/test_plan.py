@@ -12,6 +12,7 @@ from moco import recipe_file
 from moco.cli import main
 from moco.cli.plan import parse_budget
 from moco.data.open import open_source
+from moco.data.reading import Reading
 from moco.data.source import ArraySource
 from moco.images import Data
 from moco.plan import Look, Plan, _batch_and_dictionary, _length, _measure, _network_and_views, look_at, plan
@@ -121,6 +122,21 @@ def test_the_command_writes_a_recipe_that_trains(tmp_path, capsys, monkeypatch):
         main(["pretrain", "--from", str(tmp_path / "plan.toml"), "--epochs", "None", "--iterations", "3",
               "--out", str(tmp_path / "run"), "--json"])  # fmt: skip
     assert json.loads(capsys.readouterr().out)["steps"] == 3
+
+
+def test_images_are_read_as_asked_for_and_the_recipe_says_so(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "links").mkdir()
+    for i, image in enumerate(noise(64, size=8)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "real" / f"{i}.png")
+        (tmp_path / "links" / f"{i}.png").symlink_to(tmp_path / "real" / f"{i}.png")
+    words = ["plan", str(tmp_path / "links"), "--budget", "5m", "--out", str(tmp_path / "plan.toml")]
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--reading.follow-links", "--reading.channels", "1"])
+    values, _ = recipe_file.read(tmp_path / "plan.toml")
+    assert values.reading == Reading(channels=1, follow_links=True)
 
 
 def test_few_images_have_a_speed_too(tmp_path):

@@ -1,6 +1,8 @@
 """What a second call, few images or odd ones meet: no wrong number, and nothing of the user's is lost."""
 
 import csv
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+import moco
+from moco import recipe_file
 from moco.cli import main
 from moco.data.loader import _rows
 from moco.data.source import ArraySource
@@ -15,7 +19,9 @@ from moco.data.statistics import fitted
 from moco.fit import Fit, write
 from moco.images import Portion, open_data, pairs, portions
 from moco.launch import choose_device
-from moco.plan import look_at
+from moco.plan import Look, Plan, look_at
+from moco.recipe import MomentumQueue
+from moco.run_folder import read_run
 from moco.supervised import _fingerprints
 from tiny import CPU, tiny_recipe
 
@@ -26,19 +32,45 @@ def images(count=20, size=8, dtype=np.uint8, channels=3):
     return (made * 255).astype(dtype) if dtype != np.float32 else made.astype(dtype)
 
 
-def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path):
+@pytest.mark.parametrize(
+    ("written", "saved"),
+    [
+        ("y.png,,", "y.png,b,"),
+        ("name,label", "Name,Label"),
+        (",", ";"),
+        ("y.png,,", '"y.png,b,'),
+        ("name,label,guess,confidence", "name,label"),
+    ],
+    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns"],
+)
+def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path, written, saved):
     found = Fit(
         ["a", "b"], ["x.png", "y.png"], torch.tensor([0, -1]), torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
         torch.tensor([1]), SimpleNamespace(right=None),
     )  # fmt: skip
     first, second = write(found, tmp_path)[1], write(found, tmp_path)[1]
     assert first == second == tmp_path / "next.csv"  # nobody wrote in it
-    filled = first.read_text().replace("y.png,,", "y.png,b,")
+    filled = first.read_text().replace("y.png,,", "y.png,b,").replace(written, saved)
     first.write_text(filled)
     assert write(found, tmp_path)[1] == tmp_path / "next-2.csv"
     assert first.read_text() == filled
     with open(tmp_path / "next-2.csv", newline="") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["y.png"]
+
+
+def test_names_that_are_no_utf_8_are_in_recipe_and_report(tmp_path):
+    data = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    data.mkdir()
+    for i, image in enumerate(images(40, 16)):
+        Image.fromarray(image).save(data / os.fsdecode(b"\xe9%d.png" % i))
+    values = tiny_recipe(epochs=1, dictionary=MomentumQueue(size=20))
+    moco.pretrain(values, data=str(data), out=tmp_path / "run")
+    assert read_run(tmp_path / "run")[1]["data"] == str(data)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert r"caf\udce9" in page
+    assert r"\udce91.png" in page
+    Plan(str(data), Look(40, 3, 16, 16, 0.0), values).write(tmp_path / "plan.toml")
+    assert recipe_file.read(tmp_path / "plan.toml") == (values, {"data": str(data)})
 
 
 def test_trainings_that_are_kept_know_the_labels_they_were_made_with():

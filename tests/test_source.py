@@ -14,6 +14,7 @@ from moco.data.encoded import FolderSource, ListSource
 from moco.data.open import open_source
 from moco.data.procedural import CLASSES, procedural
 from moco.data.reading import Reading
+from moco.data.scan import FOLLOWED
 from moco.data.source import ArraySource
 
 
@@ -97,7 +98,7 @@ def test_links_are_not_followed_unless_asked_for_and_their_loops_end(tmp_path):
     os.symlink(tmp_path / "elsewhere" / "secret.png", root / "link.png")
     source = FolderSource(root)
     assert names(source) == ["y.png", "sub/x.png"]
-    assert source.index.skipped == {"symbolic links (--reading.follow-links)": 4}
+    assert source.index.skipped == {f"symbolic links ({FOLLOWED})": 4}
     followed = FolderSource(root, reading=Reading(follow_links=True))
     assert sorted(Path(name).name for name in names(followed)) == ["link.png", "secret.png", "x.png", "y.png"]
 
@@ -155,59 +156,6 @@ def test_missing_and_empty_folders_are_refused(tmp_path):
         open_source(str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match=r"no image in .*\(looked for .jpg"):
         open_source(str(tmp_path))
-
-
-@pytest.mark.parametrize("shape", [(5, 8, 9), (5, 8, 9, 3), (5, 8, 9, 4)])
-def test_arrays(tmp_path, shape):
-    images = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(5), test_images=images[:2])
-    np.save(tmp_path / "x.npy", images)
-    train, test = open_source(str(tmp_path / "x.npz")), open_source(str(tmp_path / "x.npz"), "test")
-    plain = open_source(str(tmp_path / "x.npy"))
-    assert train is not None
-    assert test is not None
-    assert plain is not None
-    channels = shape[3] if len(shape) == 4 else 1
-    assert train.read(3).shape == (channels, 8, 9)
-    assert train.read(3)[0, 2, 1] == images.reshape(5, 8, 9, -1)[3, 2, 1, 0]
-    assert (len(test), test.labels, plain.labels) == (2, None, None)
-    assert train.labels is not None
-    assert train.labels.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_images_without_a_group_are_each_others_negatives(tmp_path):
-    images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
-    np.savez(tmp_path / "x.npz", images=images, groups=np.array([7, -1, 7, -1, -1]))
-    source = open_source(str(tmp_path / "x.npz"))
-    assert source is not None
-    assert source.groups is not None
-    assert source.groups[0] == source.groups[2] == 7
-    assert len(source.groups.unique()) == 4
-    assert (source.groups >= 0).all()
-
-
-def test_impossible_arrays_are_refused(tmp_path):
-    np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.int64))
-    with pytest.raises(
-        ValueError, match=r"must be uint8, uint16 or float32 .* got int64 of shape \(2, 1, 4, 4\)"
-    ):
-        open_source(str(tmp_path / "x.npz"))
-    np.savez(tmp_path / "y.npz", pictures=np.zeros(2))
-    with pytest.raises(ValueError, match="has no array 'images', it has pictures"):
-        open_source(str(tmp_path / "y.npz"))
-    with pytest.raises(ValueError, match=r"labels must be one class number .* shape \(3,\) for 2 images"):
-        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(3))
-    with pytest.raises(
-        ValueError, match=r"groups must be one number from 0 per image, .* shape \(3,\) for 2 images"
-    ):
-        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), groups=torch.zeros(3))
-    with pytest.raises(ValueError, match=r"groups must be .* or -1 for none, got -2"):
-        ArraySource(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), groups=torch.tensor([-1, -2]))
-    with pytest.raises(ValueError, match=r"must hold finite values"):
-        ArraySource(torch.full((2, 1, 4, 4), float("nan")))
-    (tmp_path / "z.dat").write_text("")
-    with pytest.raises(ValueError, match=r"is a file but none of .npz .npy .zip .tar .txt .csv"):
-        open_source(str(tmp_path / "z.dat"))
 
 
 def test_a_quarantine_list_of_images_that_are_no_files_is_refused(tmp_path, monkeypatch):

@@ -148,6 +148,21 @@ def test_the_folder_around_an_archive_counts_for_nothing(folder, tmp_path, kind,
     assert len(open_source(spec, quarantine=frozenset([name]))) == len(open_source(spec)) - 1
 
 
+def test_folders_of_a_zip_may_be_parted_by_backslashes(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            member = zipfile.ZipInfo()
+            member.filename = "images\\" + str(file.relative_to(folder)).replace("/", "\\")
+            archive.writestr(member, file.read_bytes())
+    train, test = (open_source(str(tmp_path / "x.zip"), split) for split in ("train", "test"))
+    plain = open_source(str(folder))
+    assert train.sample_name(0) == "images\\train\\cat\\00.png"
+    assert all(torch.equal(train.read(i), plain.read(i)) for i in range(12))
+    assert train.labels.tolist() == plain.labels.tolist()
+    assert (len(train), len(test), test.classes) == (12, 2, ["cat", "dog"])
+    assert len(open_source(str(tmp_path / "x.zip"), quarantine=frozenset([train.sample_name(0)]))) == 11
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
     rows = [

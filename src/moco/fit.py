@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moco.data.table import in_order, places, read_table
 from moco.embeddings import Embeddings
 from moco.evaluate.fewlabel import Interval, proportion
 from moco.evaluate.labelling import Head, fit_head, label_next
+
+_TO_LABEL = ["name", "label", "guess", "confidence"]
+"""The columns of next.csv."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,30 +57,30 @@ class Fit:
 def read_labels(paths: Sequence[str | Path]) -> dict[str, str]:
     """The labels that CSV files with the columns name (or path) and label give, by image name.
 
-    Rows without a label are passed over, so a list of images to label may come back half done.
+    Rows without a label are passed over, so a list of images to label may come back half done. Columns may be
+    parted by semicolons, and capitals in their names and spaces around these do not count.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a column is missing or an image has two different labels.
+        ValueError: if a file is no table, a column is missing or there twice, or an image has two different
+            labels.
     """
     labels: dict[str, str] = {}
     for path in map(Path, paths):
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}")
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            columns = list(reader.fieldnames or [])
-            key = next((column for column in ("name", "path") if column in columns), None)
-            if key is None or "label" not in columns:
-                raise ValueError(
-                    f"{path} must have the columns name and label, got {', '.join(columns) or 'nothing'}"
-                )
-            for row in reader:
-                name, label = row[key], (row["label"] or "").strip()
-                if not label:
-                    continue
-                if labels.setdefault(name, label) != label:
-                    raise ValueError(f"{path} calls {name} {label}, but it was {labels[name]} before")
+        columns, rows = read_table(path, exact=True)
+        found = places(columns, ("name", "path", "label"), path)
+        key = found.get("name", found.get("path"))
+        if key is None or "label" not in found:
+            raise ValueError(
+                f"{path} must have the columns name and label, got {', '.join(columns) or 'nothing'}"
+            )
+        for row in rows:
+            name, label = ("".join(row[place : place + 1]) for place in (key, found["label"]))
+            label = label.strip()
+            if label and labels.setdefault(name, label) != label:
+                raise ValueError(f"{path} calls {name} {label}, but it was {labels[name]} before")
     return labels
 
 
@@ -96,7 +100,7 @@ def classes_of(given: dict[str, str], names: Sequence[str]) -> list[str]:
             f"{len(unknown)} of the {len(given)} labelled images are not among the {len(names):,} images, "
             f"such as {unknown[0]}; they are called like {names[0]}"
         )
-    classes = sorted(set(given.values()), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w))
+    classes = in_order(given.values())
     if len(classes) < 2:
         raise ValueError(f"labels of at least 2 classes are needed, got {', '.join(classes) or 'none'}")
     return classes
@@ -132,7 +136,7 @@ def write(found: Fit, folder: Path) -> tuple[Path, Path]:
     """Write `predictions.csv`, one line per image, and `next.csv`, the images to label, into a folder.
 
     The label column of `next.csv` is empty: fill it in and give the file to the next fit. One that holds
-    labels already is left alone, and the new list is `next-2.csv`, and so on.
+    labels already, or is not as it was written, is left alone, and the new list is `next-2.csv`, and so on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     confidence, best = (x.tolist() for x in found.probabilities.max(1))
@@ -147,7 +151,7 @@ def write(found: Fit, folder: Path) -> tuple[Path, Path]:
             )
     with open(to_label, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         lines = csv.writer(file)
-        lines.writerow(["name", "label", "guess", "confidence"])
+        lines.writerow(_TO_LABEL)
         for row in found.next.tolist():
             lines.writerow([found.names[row], "", found.classes[best[row]], f"{confidence[row]:.4f}"])
     return predictions, to_label
@@ -159,7 +163,11 @@ def _free(folder: Path) -> Path:
         path = folder / ("next.csv" if number == 1 else f"next-{number}.csv")
         if not path.exists():
             return path
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            if not any((row.get("label") or "").strip() for row in csv.DictReader(file)):
-                return path
+        try:
+            columns, rows = read_table(path, exact=True)
+        except ValueError:
+            continue
+        as_written = columns == _TO_LABEL and all(len(row) == len(_TO_LABEL) for row in rows)
+        if as_written and not any(row[1].strip() for row in rows):
+            return path
     raise AssertionError

@@ -15,6 +15,7 @@ import torch
 from moco import recipe_file
 from moco.build import build, resolve
 from moco.data.open import locate, open_source
+from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
 from moco.files import write_atomically
@@ -86,7 +87,7 @@ class Plan:
         lines = [f"# {a.name} = {a.value}: {a.reason} ({a.source})\n" for a in self.advice]
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(lines) + recipe_file.text(self.recipe, {"data": locate(self.data)})
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(errors="surrogateescape"))
 
 
 def look_at(source: Source, count: int = SAMPLED) -> Look:
@@ -108,40 +109,43 @@ def look_at(source: Source, count: int = SAMPLED) -> Look:
         grey += bool((small - small[:1]).abs().max() <= 2 / 255 * full)
     if not sides:
         raise ValueError(f"none of {len(chosen)} images of {source.name} can be read; see moco doctor")
-    return Look(
-        images=len(source),
-        channels=source.channels,
-        short_side=int(np.median(sides)),
-        least_side=min(sides),
-        grey=grey / len(sides) if source.channels > 1 else 1.0,
-    )
+    share = grey / len(sides) if source.channels > 1 else 1.0
+    return Look(len(source), source.channels, int(np.median(sides)), min(sides), share)
 
 
-def plan(data: str, device: torch.device, *, budget: float | None = None, workers: int = 2) -> Plan:
+def plan(
+    data: str,
+    device: torch.device,
+    *,
+    budget: float | None = None,
+    reading: Reading = Reading(),  # noqa: B008
+    workers: int = 2,
+) -> Plan:
     """A recipe for these images on this device within this time.
 
     Args:
         data: what `open_source` takes.
         device: where it will train; a few steps are measured there.
         budget: seconds for training; None takes 20 minutes on a CPU, 6 hours on a GPU.
+        reading: how files become pixels, now and in the recipe.
         workers: decoding threads.
 
     Raises:
         FileNotFoundError: if there are no images.
         ValueError: if there are fewer than 64, or the budget does not suffice for 20 steps.
     """
-    source = open_source(data, "train")
+    source = open_source(data, "train", reading=reading)
     assert source is not None
     look = look_at(source)
     if look.images < 64:
         raise ValueError(f"{source.name} has {look.images} images; a plan takes at least 64")
-    said = budget is not None
     seconds = budget if budget is not None else 3600 * _DEFAULT_HOURS[device.type]
     found = Plan(data, look, get("cpu"))
     _network_and_views(found, device)
+    found.recipe = dataclasses.replace(found.recipe, reading=reading)
     _batch_and_dictionary(found)
     _measure(found, Data(source, None), device, workers)
-    _length(found, seconds, said)
+    _length(found, seconds, budget is not None)
     return found
 
 
@@ -265,10 +269,9 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
     warmup = round(min(1.0, 0.1 * steps / per_epoch), 2)
     found.recipe = dataclasses.replace(found.recipe, schedule=Cosine(warmup=warmup))
     _note(found, "schedule", f"Cosine, {warmup} epochs of warm-up", "zero at the end", "MoCo v2")
-    monitor = Monitor(every=max(1, math.ceil(steps / per_epoch / 10)))
     found.recipe = dataclasses.replace(
         found.recipe,
-        monitor=monitor,
+        monitor=Monitor(every=max(1, math.ceil(steps / per_epoch / 10))),
         journal_every=max(1, min(50, steps // 40)),
         checkpoint_every=max(20, min(1000, steps // 10)),
     )

@@ -56,7 +56,10 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def text(recipe: Recipe, run: dict[str, Any] | None = None) -> str:
-    """A recipe and, under [run], what a run found out (data, hardware, versions) as TOML."""
+    """A recipe and, under [run], what a run found out (data, hardware, versions) as TOML.
+
+    Paths may be of bytes that are no UTF-8: encode it with errors="surrogateescape", as `read` decodes it.
+    """
     return tomli_w.dumps(to_dict(recipe) | ({"run": run} if run is not None else {}))
 
 
@@ -68,7 +71,7 @@ def read(path: Path) -> tuple[Recipe, dict[str, Any]]:
         ValueError: if it is no recipe.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from None
     run = values.pop("run", {})

@@ -69,7 +69,7 @@ def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:
 
 def write_recipe(out: Path, values: Recipe, run: dict[str, Any]) -> None:
     """Write a run's recipe, and what it knows of data and machine; the file is whole or not there."""
-    write_atomically(out / "recipe.toml", recipe_file.text(values, run).encode())
+    write_atomically(out / "recipe.toml", recipe_file.text(values, run).encode(errors="surrogateescape"))
 
 
 def chosen_images(out: Path, run: dict[str, Any], data: str | None) -> tuple[str, str]:

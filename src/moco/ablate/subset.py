@@ -14,6 +14,8 @@ from moco.files import write_atomically
 def subset(data: str, out: Path, *, images: int | None, test_images: int | None, seed: int = 0) -> str:
     """Draw images without replacement, keyed by the seed, and write them as an .npz file.
 
+    Test images of a class of which no training image was drawn are of no class there.
+
     Args:
         data: as for `moco.pretrain`.
         out: folder of the file `images.npz`; one that is there already is kept if it holds the same.
@@ -50,6 +52,9 @@ def subset(data: str, out: Path, *, images: int | None, test_images: int | None,
             arrays[f"{prefix}labels"] = source.labels[drawn].numpy()
         if source.groups is not None:
             arrays[f"{prefix}groups"] = source.groups[drawn].numpy()
+    if "labels" in arrays and "test_labels" in arrays:
+        asked = arrays["test_labels"]
+        arrays["test_labels"] = np.where(np.isin(asked, arrays["labels"]), asked, -1)
     path = out / "images.npz"
     if path.exists():
         with np.load(path) as kept:

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
 
 from moco.cli.show import FLAGS
+from moco.data.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class PlanCall:
     """The recipe file, for moco pretrain --from; an existing one is replaced."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    reading: Reading = field(default_factory=Reading)
     workers: int = 2
     """Threads that decode image files."""
     json: bool = False
@@ -38,7 +40,8 @@ def run(words: list[str]) -> int:
     from moco.launch import choose_device
     from moco.plan import duration, plan
 
-    found = plan(call.data, choose_device(call.device), budget=budget, workers=call.workers)
+    device = choose_device(call.device)
+    found = plan(call.data, device, budget=budget, reading=call.reading, workers=call.workers)
     found.write(call.out)
     if call.json:
         values = {"look": found.look, "advice": found.advice}

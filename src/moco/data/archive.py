@@ -25,13 +25,13 @@ class Member(NamedTuple):
     """A stored file of an archive: its name, and where its bytes lie if they are not compressed.
 
     Attributes:
-        path: its name without the folder that holds all images, where one does.
+        path: its name with forward slashes, without the folder that holds all images, where one does.
     """
 
     name: str
     offset: int
     size: int
-    path: str = ""
+    path: str
 
 
 class ArchiveSource(EncodedSource):
@@ -101,7 +101,8 @@ class ArchiveSource(EncodedSource):
 def members(path: Path) -> list[Member]:
     """The image files in an archive, in the order of their names.
 
-    A folder that holds all of them, as in `tar -cf photos.tar photos`, is no part of their paths.
+    A folder that holds all of them, as in `tar -cf photos.tar photos`, is no part of their paths. Backslashes
+    become forward slashes there: some programs of Windows part the folders of a .zip by them.
 
     Raises:
         ValueError: if it is neither a .zip nor an uncompressed .tar.
@@ -110,10 +111,14 @@ def members(path: Path) -> list[Member]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                found = [Member(m.filename, 0, m.file_size) for m in archive.infolist() if not m.is_dir()]
+                found = [
+                    Member(m.filename, 0, m.file_size, m.filename.replace("\\", "/"))
+                    for m in archive.infolist()
+                    if not m.is_dir()
+                ]
         else:
             with tarfile.open(path, "r:") as archive:  # links and devices are no files
-                found = [Member(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+                found = [Member(m.name, m.offset_data, m.size, m.name) for m in archive if m.isreg()]
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(
             f"{path} must be a .zip or an uncompressed .tar, got an unreadable file ({error}); "
@@ -123,8 +128,8 @@ def members(path: Path) -> list[Member]:
         member
         for member in found
         if member.name.lower().endswith(EXTENSIONS)
-        and not any(part.startswith(".") and part not in (".", "..") for part in member.name.split("/"))
+        and not any(part.startswith(".") and part not in (".", "..") for part in member.path.split("/"))
     )
-    parts = [[part for part in image.name.split("/") if part not in ("", ".")] for image in images]
+    parts = [[part for part in image.path.split("/") if part not in ("", ".")] for image in images]
     around = int(len({part[0] for part in parts}) == 1 and all(len(part) > 1 for part in parts))
     return [image._replace(path="/".join(part[around:])) for image, part in zip(images, parts, strict=True)]

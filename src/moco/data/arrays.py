@@ -21,10 +21,14 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def open_arrays(path: Path, split: str) -> Source | None:
     """The arrays images, labels and groups of an .npz file, or test_images and so on; or those of an .npy.
 
+    Images of 1, 3 or 4 rows, of at least 8 columns or as many as channels, and of more than 4 channels are
+    taken for images with their channels first, and refused.
+
     Raises:
-        ValueError: if it holds no such arrays, or is cut short.
+        ValueError: if it holds no such arrays, or is cut short; or if no training image has the label of a
+            test image.
     """
-    if path.suffix == ".npy" and split == "test":
+    if path.suffix.lower() == ".npy" and split == "test":
         return None
     prefix = "" if split == "train" else "test_"
     images, labels, groups = f"{prefix}images", f"{prefix}labels", f"{prefix}groups"
@@ -39,26 +43,50 @@ def open_arrays(path: Path, split: str) -> Source | None:
         if split == "test":
             return None
         raise ValueError(f"{path} has no array 'images', it has {', '.join(found)}")
-    numbers, classes = _numbered(arrays.get(labels))
+    pixels = arrays[images]
+    if pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4) and pixels.shape[3] > 4:
+        rows, columns = pixels.shape[2:]
+        if rows == columns or rows >= 8:
+            raise ValueError(
+                f"{path} must have the channels of {images} last, got an array of shape {pixels.shape}: save "
+                f"np.moveaxis({images}, 1, -1)"
+            )
+    numbers, classes = _numbered(arrays.get(labels), labels, path)
     if split == "test" and numbers is not None and "labels" in arrays:
-        known = _numbered(arrays["labels"])[1]
+        learnt, known = _numbered(arrays["labels"], "labels", path)
+        assert learnt is not None
         if (known is None) != (classes is None):
             raise ValueError(f"{path} must have words in both labels and test_labels, or numbers in both")
         if known is not None and classes is not None:
             numbers, classes = renumbered(numbers, classes, known, f"{path} (test)"), known
-    name = str(path) if path.suffix == ".npy" else f"{path} ({split})"
+        unknown = set(numbers[numbers >= 0].tolist()) - set(learnt.tolist())
+        if unknown and (learnt >= 0).any():
+            raise ValueError(
+                f"class {min(unknown)} of the test images of {path} has no training image; take them out, or "
+                "label them -1, which is no class"
+            )
+    name = str(path) if path.suffix.lower() == ".npy" else f"{path} ({split})"
     return ArraySource(
-        channels_first(arrays[images]), numbers, groups=_numbered(arrays.get(groups))[0], name=name,
+        channels_first(pixels), numbers, groups=_numbered(arrays.get(groups), groups, path)[0], name=name,
         classes=classes,
     )  # fmt: skip
 
 
-def _numbered(values: np.ndarray | None) -> tuple[Tensor | None, list[str] | None]:
-    """Labels or groups as numbers, and the words they were, in the order of these; "" and "-1" are none."""
+def _numbered(values: np.ndarray | None, name: str, path: Path) -> tuple[Tensor | None, list[str] | None]:
+    """Labels or groups as numbers, and the words they were, in the order of these; "" and "-1" are none.
+
+    Raises:
+        ValueError: if they are neither words nor whole numbers.
+    """
     if values is None:
         return None, None
     if values.dtype.kind not in "SU":
-        return torch.from_numpy(values), None
+        wrong = values[values % 1 != 0] if values.dtype.kind in "biuf" else values
+        if wrong.size:
+            raise ValueError(
+                f"{path} must have whole numbers or words in {name}, got {wrong.flat[0]} ({values.dtype})"
+            )
+        return torch.from_numpy(values.astype(np.int64)), None
     words = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     known = np.isin(words, ["", "-1"], invert=True)
     every, places = np.unique(words[known], return_inverse=True)

@@ -38,6 +38,7 @@ _TO_RGB = {"CMYK", "YCbCr", "HSV", "LAB", "RGBX", "P", "RGB"}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
 _PPM = re.compile(rb"P6" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"\s")
 _ORIENTATION = 0x0112  # EXIF's number of it
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF's
 _ONE_BYTE = ("1", "L", "P")  # modes of which Pillow stores a byte a pixel
 MAX_SIDE = 1_000_000  # pixels
 
@@ -157,11 +158,15 @@ def _by_pillow(
         image.load()
         width, height = image.size
         whole_numbers = header.format in ("PNM", "PNG") and header.depth == 16
+        black = _black(image) if image.mode.startswith("I;16") else 0
 
         def piece(rows: slice, columns: slice) -> tuple[np.ndarray, bool]:
             all_of_it = rows == slice(0, height) and columns == slice(0, width)
             box = columns.start, rows.start, columns.stop, rows.stop
-            return _from_pil(image if all_of_it else image.crop(box), whole_numbers)
+            array, alpha = _from_pil(image if all_of_it else image.crop(box), whole_numbers)
+            if header.depth == 32 and array.dtype == np.uint8:  # Pillow drops the sign
+                array = array.view(np.int8).astype(np.float32)
+            return (black - array if black else array), alpha
 
         turned = header.orientation if header.format == "JPEG" else image.getexif().get(_ORIENTATION, 1)
         turned = turned if turned in range(1, 9) else 1
@@ -207,8 +212,17 @@ def _tiff(content: bytes, header: Header, reading: Reading, name: str) -> tuple[
         array = page.asarray()
         if array.ndim == 3 and getattr(page, "planarconfig", 1) == 2:
             array = np.moveaxis(array, 0, -1)
+        if header.channels == 1 and array.dtype.kind == "u" and page.photometric == 0:
+            grey = array[..., 0] if array.ndim == 3 else array
+            np.subtract(2**page.bitspersample - 1, grey, out=grey)
     array = array[..., None] if array.ndim == 2 else array
     return (array if array.dtype in (np.uint8, np.uint16) else array.astype(np.float32)), header.alpha
+
+
+def _black(image: Image.Image) -> int:
+    """The value that is black where a grey TIFF says that 0 is white; else 0."""
+    tags = getattr(image, "tag_v2", {})
+    return 2 ** tags.get(_BITS, (16,))[0] - 1 if tags.get(_PHOTOMETRIC) == 0 else 0
 
 
 def _deep_ppm(content: bytes, header: Header) -> np.ndarray:

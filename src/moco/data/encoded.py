@@ -20,7 +20,7 @@ from moco.data.header import Header
 from moco.data.index import FileIndex, open_index
 from moco.data.memory import ROOM, need
 from moco.data.reading import Reading
-from moco.data.scan import EXTENSIONS
+from moco.data.scan import EXTENSIONS, FOLLOWED
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
 
@@ -222,7 +222,7 @@ class ListSource(EncodedSource):
         if not path.is_file():
             raise FileNotFoundError("there is no such file")
         if not self.reading.follow_links and path.is_symlink():
-            raise FileNotFoundError("it is a symbolic link (--reading.follow-links)")
+            raise FileNotFoundError(f"it is a symbolic link ({FOLLOWED})")
         return read_file(path, self.reading)
 
     def sample_name(self, index: int) -> str:

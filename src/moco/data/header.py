@@ -20,7 +20,8 @@ class Header(NamedTuple):
         format: JPEG, PNG, GIF, BMP, WEBP, TIFF or PNM.
         width, height: of the image the right way up, pixels; 0 if the file does not say.
         channels: of colour (1 grey, 3 colour, more for scientific images), without transparency.
-        depth: bits per channel: 8, 16, or 32 for floating point.
+        depth: bits per channel: 8, 16, or 32 for what is read as floating point: that, signed integers, and
+            integers of more bits.
         alpha: whether it has transparency.
         orientation: EXIF's, 1 to 8.
     """
@@ -159,7 +160,7 @@ def _tiff(first: bytes, read: Read) -> Header | None:
     alpha = 1 if any(kind in (1, 2) for kind in extra) else 0
     photometric, bits = tags.get(262, (1,))[0], max(tags.get(258, (1,)))
     channels = 3 if photometric in (3, 5, 6, 8) else samples - alpha
-    depth = 32 if tags.get(339, (1,))[0] == 3 or bits > 16 else 16 if bits > 8 else 8
+    depth = 32 if tags.get(339, (1,))[0] in (2, 3) or bits > 16 else 16 if bits > 8 else 8
     orientation = tags.get(274, (1,))[0]
     size_ = tags[256][0], tags[257][0]
     return Header("TIFF", *(size_[::-1] if orientation in _UPRIGHT else size_), channels, depth,

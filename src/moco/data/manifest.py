@@ -1,6 +1,5 @@
 """Tables of images: a list of paths, or a CSV, TSV or Parquet file with path, label, group and split."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from moco.data.encoded import ListSource
 from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.source import each_its_own
+from moco.data.table import in_order, places, read_table
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 _COLUMNS = ("path", "label", "group", "split")
@@ -31,8 +31,9 @@ def open_manifest(
 ) -> ListSource | None:
     """The images of a table that belong to a split; paths in it are relative to its folder.
 
-    Without a column "split" every image is a training image. Capitals in the names of columns, and spaces
-    around them and around values, do not count.
+    Without a column "split" every image is a training image; rows of other words than train, test and their
+    like are left out, which a note says. Capitals in the names of columns, and spaces around them and around
+    values, do not count.
 
     Args:
         path: of the table.
@@ -43,17 +44,18 @@ def open_manifest(
 
     Raises:
         FileNotFoundError: if no image is left.
-        ValueError: if it is not UTF-8, there is no column "path" or two of one name, a label or group is
-            missing in some rows only, or a class is unknown.
+        ValueError: if it is not UTF-8, there is no column "path" or two of one name, a path goes over the end
+            of a line, a label or group is missing in some rows only, or a class is unknown.
         ModuleNotFoundError: if a Parquet file is given without pyarrow.
     """
     try:
         columns = _read(path)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be UTF-8, but {error}; save it as UTF-8") from None
-    rows = np.arange(len(columns["path"]))
+    rows, notes = np.arange(len(columns["path"])), tuple[str, ...]()
     if "split" in columns:
         said = [str(value).strip().lower() for value in columns["split"]]
+        notes = _others(said, path)
         words = _SPLITS[split]
         if split == "test":  # as of folders: validation images only where there are no others
             words = words[:1] if words[0] in said else words[1:]
@@ -78,16 +80,31 @@ def open_manifest(
         path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
         classes=names, groups=groups, reading=reading, form=form,
     )  # fmt: skip
-    source.left_out = of_split - len(rows)
+    source.left_out, source.notes = of_split - len(rows), notes
     return source
+
+
+def _others(said: Sequence[str], path: Path) -> tuple[str, ...]:
+    """A sentence about the rows that are of no split, if there are any."""
+    others = Counter(
+        word or '""' for word in said if word not in {w for words in _SPLITS.values() for w in words}
+    )
+    if not others:
+        return ()
+    shown = ", ".join(f"{count:,} of {word}" for word, count in others.most_common(3))
+    shown += ", ..." * (len(others) > 3)
+    return (
+        f"{others.total():,} row{'s' * (others.total() > 1)} of {path} left out ({shown}): its column split "
+        "says neither train nor test (or val) there",
+    )
 
 
 def _read(path: Path) -> dict[str, list[Any]]:
     """Columns by name."""
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         return {"path": [line.strip() for line in lines if line.strip()]}
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             import pyarrow.parquet
         except ModuleNotFoundError:
@@ -96,31 +113,23 @@ def _read(path: Path) -> dict[str, list[Any]]:
             ) from None
         table = pyarrow.parquet.read_table(path)
         names = table.column_names
-        columns = {column: table.column(place).to_pylist() for column, place in _places(names, path).items()}
+        found = places(names, _COLUMNS, path)
+        columns = {column: table.column(place).to_pylist() for column, place in found.items()}
     else:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            delimiter = "\t" if path.suffix == ".tsv" else ","
-            names, *rows = [
-                row for row in csv.reader(file, delimiter=delimiter, skipinitialspace=True) if row
-            ] or [[]]
+        names, rows = read_table(path)
         columns = {
             column: [row[place].strip() if place < len(row) else "" for row in rows]
-            for column, place in _places(names, path).items()
+            for column, place in places(names, _COLUMNS, path).items()
         }
     if "path" not in columns:
         raise ValueError(f"{path} must have a column path (and may have {', '.join(_COLUMNS[1:])}), "
                          f"got {', '.join(names) or 'nothing'}")  # fmt: skip
+    if broken := next((value for value in columns["path"] if "\n" in str(value)), None):
+        raise ValueError(
+            f"a path in {path} goes over the end of a line, {broken[:40]!r}: look for a quotation mark there "
+            "that is not closed"
+        )
     return columns
-
-
-def _places(names: Sequence[str], path: Path) -> dict[str, int]:
-    """Where each known column stands."""
-    tidy = [name.strip().lower() for name in names]
-    for name, count in Counter(tidy).items():
-        if name in _COLUMNS and count > 1:
-            raise ValueError(f"{path} must have one column {name}, got {count} columns named {name} when "
-                             "capitals and spaces do not count")  # fmt: skip
-    return {name: place for place, name in enumerate(tidy) if name in _COLUMNS}
 
 
 def _numbered(
@@ -137,9 +146,7 @@ def _numbered(
             f"such as {columns['path'][absent.index(True)]}"
         )
     words = [str(value) for value in values]
-    every = list(classes) or sorted(
-        set(words), key=lambda w: (not w.isdigit(), int(w) if w.isdigit() else 0, w)
-    )
+    every = list(classes) or in_order(words)
     number = {word: i for i, word in enumerate(every)}
     if unknown := sorted(set(words) - set(number)):
         raise ValueError(f"{path}: {unknown[0]} is a class that the training images do not have")

@@ -200,11 +200,12 @@ def _below(quarantine: frozenset[str], folder: str) -> frozenset[str]:
 
 
 def _file(path: Path, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
-    if path.suffix in (".npy", ".npz"):
+    ending = path.suffix.lower()
+    if ending in (".npy", ".npz"):
         return open_arrays(path, split)
-    if path.suffix in (".zip", ".tar"):
+    if ending in (".zip", ".tar"):
         return _archive(path, split, reading, quarantine)
-    if path.suffix in SUFFIXES:
+    if ending in SUFFIXES:
         form, classes = None, []
         if split == "test":
             train = open_manifest(path, "train", reading=reading, quarantine=quarantine)

@@ -25,7 +25,8 @@ def remarks(name: str, content: bytes, header: Header, form: Form, reading: Read
         notes.append("16 bits per channel: kept" if form.dtype.itemsize == 2 else "16 bits: scaled to 8")
     elif header.depth == 32:
         kept = form.dtype.is_floating_point
-        notes.append("floating point: kept" if kept else "floating point: scaled to the set's depth")
+        done = "kept" if kept else "scaled to the set's depth"
+        notes.append(f"floating point, signed or more than 16 bits: {done}")
     if header.orientation != 1:
         notes.append("EXIF orientation: turned upright")
     if header.format == "JPEG":

@@ -17,6 +17,9 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm",
 _ENDINGS = tuple(map(str.encode, EXTENSIONS))
 _OURS = (b"recipe.toml", b"study.json", b"doctor.json")
 """What the folders hold that this package wrote: their pictures are no images of the set."""
+FOLLOWED = (
+    "followed by moco pretrain, plan and doctor with --reading.follow-links, and for runs that followed them"
+)
 _SETTLED = 2_000_000_000  # ns; a folder changed later than this before its scan is read again next time
 
 
@@ -88,7 +91,7 @@ def _entries(
                 else:
                     skipped["files without an image's ending"] += 1
             elif entry.is_symlink() and not follow_links:
-                skipped["symbolic links (--reading.follow-links)"] += 1
+                skipped[f"symbolic links ({FOLLOWED})"] += 1
             elif entry.is_dir():
                 below.append(os.fsdecode(name))
             elif not name.lower().endswith(_ENDINGS):

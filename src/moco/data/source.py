@@ -203,4 +203,5 @@ def channels_first(images: np.ndarray) -> Tensor:
     """(N, H, W) or (N, H, W, channels) pixels as (N, channels, H, W)."""
     if images.ndim == 3:
         images = images[..., None]
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+    native = images.dtype.newbyteorder("=")
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1), native))

@@ -59,7 +59,7 @@ def write_report(
         atlas, why_not = _atlas(facts[0], data, images, projection, device)
     path = Path(out) if out is not None else folders[0] / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render(facts, atlas, why_not).encode())
+    write_atomically(path, render(facts, atlas, why_not).encode(errors="backslashreplace"))
     return path
 
 
