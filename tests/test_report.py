@@ -166,6 +166,9 @@ def test_ticks_are_round_and_inside():
         assert steps == {1.0}
     assert number(0.25) == "0.25"
     assert number(12000) == "12,000"
+    assert [number(value) for value in (1e-4, 1.5e-4, 2e-6, 1.2e-5, 250_000)] == [
+        "0.0001", "0.00015", "2e-6", "1.2e-5", "2.5e5",
+    ]  # fmt: skip
 
 
 def test_long_lines_keep_their_ends():

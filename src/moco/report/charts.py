@@ -141,7 +141,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 def number(value: float) -> str:
     """A tick's number, short."""
     if value and (abs(value) >= 100_000 or abs(value) < 0.001):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.6g}"
 
 

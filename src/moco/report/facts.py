@@ -23,6 +23,7 @@ _KNOWN = {
     "effective_rank": ("effective rank", "directions in use", "of the features' covariance; low is collapse"),
     "retrieval": ("two-view retrieval", "% of images", "whose other view is the nearest of all"),
     "deviation": ("deviation", "of unit-length outputs", "0 is collapse"),
+    "masked": ("masked negatives", "share of all", "of the query's own image, and of those in its group"),
 }
 
 

@@ -166,9 +166,8 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
     tiles.append(("images", f"{run.run['images']:,}", f"{last['epoch']:.4g} epochs, {last['step']:,} steps"))
     if (speed := run.speed()) is not None:
         threads = f", {run.run['threads']} threads" if run.run["device"] == "cpu" else ""
-        tiles.append(("speed", f"{speed:,.0f}/s", f"images, {run.run['device']}{threads}"))
-    if run.result:
-        tiles.append(("time", _duration(run.result["seconds"]), "with all measurements"))
+        took = f"; {_duration(run.result['seconds'])} in all" if run.result else ""
+        tiles.append(("speed", f"{speed:,.0f}/s", f"images, {run.run['device']}{threads}{took}"))
     return tiles
 
 
