@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from moco.data.doctor import strays
 from moco.data.encoded import FolderSource, ListSource
 from moco.data.open import open_source
 from moco.data.procedural import CLASSES, procedural
 from moco.data.reading import Reading
-from moco.data.scan import FOLLOWED
+from moco.data.scan import LINKS
 from moco.data.source import ArraySource
 
 
@@ -98,9 +99,27 @@ def test_links_are_not_followed_unless_asked_for_and_their_loops_end(tmp_path):
     os.symlink(tmp_path / "elsewhere" / "secret.png", root / "link.png")
     source = FolderSource(root)
     assert names(source) == ["y.png", "sub/x.png"]
-    assert source.index.skipped == {f"symbolic links ({FOLLOWED})": 4}
+    assert source.index.skipped == {LINKS: 4}
     followed = FolderSource(root, reading=Reading(follow_links=True))
     assert sorted(Path(name).name for name in names(followed)) == ["link.png", "secret.png", "x.png", "y.png"]
+
+
+@pytest.mark.parametrize("linked", ["files", "folders"])
+def test_a_folder_of_nothing_but_links_is_followed(tmp_path, linked):
+    """As data versioning and caches lay images out; every command reads them so."""
+    write(tmp_path / "store" / "cat" / "x.png")
+    write(tmp_path / "store" / "dog" / "y.png")
+    root = tmp_path / "root"
+    root.mkdir()
+    for path in (tmp_path / "store").iterdir() if linked == "folders" else (tmp_path / "store").glob("*/*"):
+        os.symlink(path, root / path.name)
+    source = open_source(str(root))
+    assert sorted(Path(name).name for name in names(source)) == ["x.png", "y.png"]
+    assert source.read(0).shape[0] == 3
+    assert source.notes == (f"{root} has symbolic links only, so they are followed",)
+    assert not list(strays(source))
+    write(root / "own.png")
+    assert names(open_source(str(root))) == ["own.png"]
 
 
 def test_run_folders_are_no_images(tmp_path):

@@ -152,7 +152,7 @@ def strays(source: FolderSource) -> Iterator[tuple[str, str]]:
             if name.startswith("."):
                 below.remove(name)
                 yield f"{here}{name}/", "its name begins with a dot"
-            elif os.path.islink(path) and not source.reading.follow_links:
+            elif os.path.islink(path) and not source.follows:
                 yield f"{here}{name}", "a symbolic link"
             elif os.path.exists(os.path.join(path, "recipe.toml")):
                 below.remove(name)
@@ -163,7 +163,7 @@ def strays(source: FolderSource) -> Iterator[tuple[str, str]]:
             path = os.path.join(folder, name)
             if name.startswith("."):
                 yield here + name, "its name begins with a dot"
-            elif os.path.islink(path) and not source.reading.follow_links:
+            elif os.path.islink(path) and not source.follows:
                 yield here + name, "a symbolic link"
             elif not os.path.isfile(path):
                 yield here + name, "neither file nor folder"

@@ -20,7 +20,7 @@ from moco.data.header import Header
 from moco.data.index import FileIndex, open_index
 from moco.data.memory import ROOM, need
 from moco.data.reading import Reading
-from moco.data.scan import EXTENSIONS, FOLLOWED
+from moco.data.scan import EXTENSIONS, FOLLOWED, LINKS
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
 
@@ -112,6 +112,8 @@ def looking(source: Source, index: int) -> Iterator[Shaped[Tensor, "channels H W
 class FolderSource(EncodedSource):
     """The image files under a folder, at any depth.
 
+    Symbolic links are followed where that is asked for, or there is nothing else (`follows`).
+
     When every image lies in a subfolder and there are at least two of these, the first-level
     subfolders are the classes; otherwise there are no labels.
 
@@ -142,7 +144,11 @@ class FolderSource(EncodedSource):
     ):
         self.root, self.name = root, name or str(root)
         self.reading = reading or Reading()
-        self.index = index or open_index(root, follow_links=self.reading.follow_links)
+        self.follows = self.reading.follow_links
+        self.index = index or open_index(root, follow_links=self.follows)
+        if not len(self.index) and LINKS in self.index.skipped:
+            self.index, self.follows = open_index(root, follow_links=True), True
+            self.notes = (f"{self.name} has symbolic links only, so they are followed",)
         self._kept = kept(self.index, quarantine)
         self.left_out = len(self.index) - len(self)
         if not len(self):

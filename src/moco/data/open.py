@@ -177,7 +177,7 @@ def _images(
         )
     except FileNotFoundError as error:
         raise FileNotFoundError("; ".join([str(error), *_tars(folder)])) from None
-    source.notes = _tars(folder)
+    source.notes += _tars(folder)
     return source
 
 

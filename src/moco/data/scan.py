@@ -20,6 +20,8 @@ _OURS = (b"recipe.toml", b"study.json", b"doctor.json")
 FOLLOWED = (
     "followed by moco pretrain, plan and doctor with --reading.follow-links, and for runs that followed them"
 )
+LINKS = f"symbolic links ({FOLLOWED})"
+"""Why links are skipped."""
 _SETTLED = 2_000_000_000  # ns; a folder changed later than this before its scan is read again next time
 
 
@@ -91,7 +93,7 @@ def _entries(
                 else:
                     skipped["files without an image's ending"] += 1
             elif entry.is_symlink() and not follow_links:
-                skipped[f"symbolic links ({FOLLOWED})"] += 1
+                skipped[LINKS] += 1
             elif entry.is_dir():
                 below.append(os.fsdecode(name))
             elif not name.lower().endswith(_ENDINGS):
