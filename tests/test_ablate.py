@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +30,7 @@ from moco.images import Data
 from moco.run_folder import read_run, write_recipe
 from moco.studies import STUDIES
 from test_run import StopAfter, save_arrays
-from toy_study import BASE, SMALL, calm, data, quick, quiet, toy  # noqa: F401
+from toy_study import BASE, SMALL, calm, data, quick, quiet, toy, toy_file  # noqa: F401
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -78,14 +77,20 @@ def test_a_study_stopped_anywhere_ends_with_the_same_table(calm, data, tmp_path,
 @pytest.mark.slow
 def test_kill_9_of_a_study_of_processes_gives_the_same_table(calm, data, tmp_path):  # noqa: F811
     """Its cells end with it, and the next call goes on with them."""
-    file = tmp_path / "toy.py"
-    file.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "from toy_study import toy\n\n\ndef study(base):\n    return toy()\n"
-    )
     out = tmp_path / "study"
-    words = ["ablate", str(file), "--data", data, "--out", str(out), "--seeds", "0", "1", "--jobs", "1"]
+    words = [
+        "ablate",
+        toy_file(tmp_path),
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--seeds",
+        "0",
+        "1",
+        "--jobs",
+        "1",
+    ]
     words += ["--threads", "1", "--no-estimate"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "wb") as log:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,7 @@ from moco.ablate import execute as executing
 from moco.ablate.board import Board
 from moco.ablate.execute import Machine
 from moco.ablate.plan import Plan, claimed
-from toy_study import calm, data, quick, quiet, toy  # noqa: F401
+from toy_study import calm, data, quick, quiet, toy, toy_file  # noqa: F401
 
 SAVES = """#!{python}
 import os, pathlib, signal, sys, time
@@ -148,14 +147,8 @@ def test_a_cell_runs_where_files_cannot_be_locked(plan, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_command_asked_to_leave_ends_with_the_same_table(calm, data, tmp_path):  # noqa: F811
-    file = tmp_path / "toy.py"
-    file.write_text(
-        "import sys\n"
-        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
-        "from toy_study import toy\n\n\ndef study(base):\n    return toy()\n"
-    )
     out = tmp_path / "study"
-    words = ["ablate", str(file), "--data", data, "--out", str(out), "--seeds", "0", "1"]
+    words = ["ablate", toy_file(tmp_path), "--data", data, "--out", str(out), "--seeds", "0", "1"]
     command = [sys.executable, "-m", "moco", *words, "--threads", "1", "--no-estimate"]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)

@@ -1,6 +1,7 @@
 """A study of two temperatures that takes seconds, and its pieces."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,17 @@ def toy(*values):
     """Two temperatures, or those given."""
     made = tuple(Cell(f"t-{t:g}", replace(BASE, loss=InfoNCE(t)), t) for t in values or (0.1, 0.5))
     return Study("toy", "Which temperature?", made, Axis("T", "linear"), reference=made[0].name)
+
+
+def toy_file(folder):
+    """The study as a file of the user's."""
+    file = folder / "toy.py"
+    file.write_text(
+        "import sys\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
+        "from toy_study import toy\n\n\ndef study(base):\n    return toy()\n"
+    )
+    return str(file)
 
 
 @pytest.fixture(scope="module")
