@@ -29,11 +29,11 @@ from moco.run_folder import (
     STOPPED,
     at_work,
     difference,
-    is_free,
     locked,
     own_list,
     provenance,
     read_run,
+    refuse_foreign,
     write_recipe,
 )
 from moco.training.checkpoint import Checkpoints
@@ -85,7 +85,7 @@ def pretrain(
     out = Path(out)
     with processes.joined(time_limit=time_limit) as world:
         where = choose_device(device, world)
-        world.first(lambda: _refuse_foreign(out))
+        world.first(lambda: refuse_foreign(out))
         images = _open_once(spec, recipe.reading, world)
         values = world.first(lambda: resolve(_as_begun(out, recipe), images, where))
         world.first(lambda: _refuse_another(out, values, spec))
@@ -163,13 +163,6 @@ def _as_begun(out: Path, values: Recipe) -> Recipe:
     if values.precision != "auto" or not (out / "recipe.toml").exists():
         return values
     return replace(values, precision=recipe_file.read(out / "recipe.toml")[0].precision)
-
-
-def _refuse_foreign(out: Path) -> None:
-    if not (out / "recipe.toml").exists() and not is_free(out):
-        raise FileExistsError(
-            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
-        )
 
 
 def _refuse_another(out: Path, values: Recipe, spec: tuple[str, str]) -> None:

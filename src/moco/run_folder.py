@@ -104,6 +104,14 @@ def is_free(out: Path) -> bool:
     )
 
 
+def refuse_foreign(out: Path) -> None:
+    """Raise a FileExistsError if a folder holds something that is no run."""
+    if not (out / "recipe.toml").exists() and not is_free(out):
+        raise FileExistsError(
+            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
+        )
+
+
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however it ends (see `held`)."""

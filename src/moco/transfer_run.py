@@ -19,7 +19,7 @@ from moco.launch import choose_device
 from moco.processes import joined
 from moco.recipes.transfer import get_transfer
 from moco.report.transfer import plot_found
-from moco.run_folder import STOPPED, at_work, difference, is_free, locked, machine
+from moco.run_folder import STOPPED, at_work, difference, locked, machine, refuse_foreign
 from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Audience, Observer
 from moco.transfer.norm import measure_precisely
@@ -93,10 +93,7 @@ def transfer(
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
     out = Path(out)
-    if not (out / "recipe.toml").exists() and not is_free(out):
-        raise FileExistsError(
-            f"{out} exists and is no run of moco; choose another --out, nothing was overwritten"
-        )
+    refuse_foreign(out)
     init = absolute(init)
     start = open_start(init, values.trunk)
     check_trunk(start.trunk)
