@@ -142,10 +142,8 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
                 free.append(one.device)
                 if one.process.returncode == EXIT_CODE:
                     _leave_open(one.job)
-                elif (
-                    one.process.returncode and not one.job.settled
-                ):  # of several processes, one may have told
-                    failed.append(one.job)
+                elif one.process.returncode and not one.job.settled:
+                    failed.append(one.job)  # none of its processes has told what became of it
                     one.job.tell(status="failed", reason=_last_words(one.job))
                 board.ended(one.job)
             pending = [job for job in pending if not job.settled]
