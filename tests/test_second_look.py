@@ -40,8 +40,9 @@ def images(count=20, size=8, dtype=np.uint8, channels=3):
         (",", ";"),
         ("y.png,,", '"y.png,b,'),
         ("name,label,guess,confidence", "name,label"),
+        ("y.png,b,", "y.png,,b,"),
     ],
-    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns"],
+    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns", "a field more"],
 )
 def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path, written, saved):
     found = Fit(
