@@ -12,8 +12,9 @@ import measured
 import official
 from measured import Measured, alternate
 from method import loss_inputs, naive_info_nce, naive_momentum_update, peak_memory
+from moco.encoder import Encoder
 from moco.evaluate.knn import knn_predict
-from moco.keys import momentum_update
+from moco.keys import MomentumKeys
 from moco.loss import Entries, info_nce
 from moco.resnet import resnet
 from moco.training.sgd import SGD
@@ -51,15 +52,17 @@ def _trunk() -> torch.nn.Module:
 
 
 def ema(rounds: int) -> Measured:
-    f_q, f_k, plain = _trunk(), _trunk(), _trunk()
-    plain.load_state_dict(f_k.state_dict())
-    naive_momentum_update(plain, f_q, 0.999)
-    momentum_update(f_k, f_q, 0.999)
-    for a, b in zip(plain.parameters(), f_k.parameters(), strict=True):
+    f_q, plain = Encoder(_trunk(), torch.nn.Identity()), _trunk()
+    keys = MomentumKeys(f_q, 0.999)
+    f_q.trunk.load_state_dict(plain.state_dict())
+    plain.load_state_dict(keys.f_k.trunk.state_dict())
+    naive_momentum_update(plain, f_q.trunk, 0.999)
+    keys.follow(f_q)
+    for a, b in zip(plain.parameters(), keys.f_k.parameters(), strict=True):
         torch.testing.assert_close(a, b)
     times = alternate(
-        lambda: naive_momentum_update(plain, f_q, 0.999),
-        lambda: momentum_update(f_k, f_q, 0.999),
+        lambda: naive_momentum_update(plain, f_q.trunk, 0.999),
+        lambda: keys.follow(f_q),
         rounds,
     )
     return Measured("momentum update of ResNet-50", times, "parameters to 1e-5", 3.5)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -60,6 +62,20 @@ def test_momentum_never_touches_the_statistics_of_batch_norm():
     keys.follow(f_q)
     for name, buffer in keys.f_k.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+def test_a_copy_follows_the_encoder_it_is_given_and_no_other():
+    f_q = tiny_encoder()
+    keys = MomentumKeys(f_q, 0.5)
+    keys.follow(f_q)
+    twin, other = copy.deepcopy(keys), tiny_encoder()
+    moved(f_q), moved(other)
+    for follower, leader in (keys, f_q), (twin, f_q), (keys, other), (twin, other), (keys, f_q):
+        expected = copy.deepcopy(follower.f_k)
+        momentum_update(expected, leader, 0.5)
+        follower.follow(leader)
+        for k, e in zip(follower.f_k.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(k, e)
 
 
 @pytest.mark.parametrize("momentum", [1.0, 1.5, -0.1])

@@ -59,6 +59,7 @@ class MomentumKeys(KeyEncoder):
         self.f_k = copy.deepcopy(f_q).requires_grad_(False)
         self.momentum = momentum
         self.shuffle = shuffle
+        self._pairs: tuple[Encoder, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def encode(self, images, q, order, world):
@@ -67,7 +68,14 @@ class MomentumKeys(KeyEncoder):
         return _encode_shuffled(self.f_k, images, order, world)
 
     def follow(self, f_q: Encoder) -> None:
-        momentum_update(self.f_k, f_q, self.momentum)
+        """The momentum update, of the parameters that both had when this query encoder was first followed.
+
+        As an optimizer keeps its list of them: to look for them at every step takes a tenth of the update.
+        """
+        if self._pairs is None or self._pairs[0] is not f_q:
+            self._pairs = f_q, list(self.f_k.parameters()), list(f_q.parameters())
+        _, theta_k, theta_q = self._pairs
+        _approach(theta_k, theta_q, self.momentum)
 
 
 class TiedKeys(KeyEncoder):
@@ -118,7 +126,6 @@ def _encode_shuffled(f: Encoder, images: Tensor, order: Tensor, world: World) ->
     return world.unshuffle(f(world.shuffle(images, order)), order)
 
 
-@torch.no_grad()
 def momentum_update(f_k: nn.Module, f_q: nn.Module, momentum: float) -> None:
     """θ_k ← m θ_k + (1 − m) θ_q for every parameter, in place; buffers stay as they are.
 
@@ -132,7 +139,13 @@ def momentum_update(f_k: nn.Module, f_q: nn.Module, momentum: float) -> None:
     Source: MoCo, Section 3.2, Eqn. (2).
     """
     _check_momentum(momentum)
-    torch._foreach_lerp_(list(f_k.parameters()), list(f_q.parameters()), 1 - momentum)
+    _approach(list(f_k.parameters()), list(f_q.parameters()), momentum)
+
+
+@torch.no_grad()
+def _approach(theta_k: list[Tensor], theta_q: list[Tensor], momentum: float) -> None:
+    """Eqn. (2) for all parameters, in one pass over each."""
+    torch._foreach_lerp_(theta_k, theta_q, 1 - momentum)
 
 
 def _check_momentum(momentum: float) -> None:
