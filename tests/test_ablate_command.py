@@ -85,6 +85,8 @@ def test_the_command(data, tmp_path, capsys):  # noqa: F811
     shown = capsys.readouterr()
     assert "| t-0.1 |" in shown.out
     assert "0 of 1 runs to do" in shown.err
+    call(*words, "--seeds", 0, 1, 2, "--images", 50, "--test-images", 20, "--most", 1, expect=75)
+    assert "1 run is left; the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def markdown(table: dict[str, Any]) -> str:
         note += " with its 95 % interval"
     lines.append(note + ("; " + ", ".join(told) if told else "") + ".")
     if table["open"]:
-        lines.append(f"{table['open']} runs are open.")
+        lines.append("1 run is open." if table["open"] == 1 else f"{table['open']} runs are open.")
     return "\n".join(lines) + "\n"
 
 

@@ -2,8 +2,8 @@
 
 Each command is a module of this package with a function `run`. Results go to standard output,
 progress to standard error. Exit codes: 0 done, 1 the run failed, 2 the call was wrong and nothing
-was begun, 75 saved and left because a signal asked for it (the same command goes on), 130 interrupted,
-141 nobody reads the output any more.
+was begun, 75 saved and left before the end (the same command goes on), 130 interrupted, 141 nobody
+reads the output any more.
 """
 
 import importlib

@@ -51,9 +51,9 @@ class Ablate:
     launcher: str = ""
     """A command that starts each cell, such as "torchrun --standalone --nproc-per-node 8"."""
     most: int | None = None
-    """Start at most so many cells in this call."""
+    """Start at most so many cells in this call; it ends with code 75 while others are left."""
     minutes: float | None = None
-    """Stop after so many minutes; stopped cells go on in the next call."""
+    """Stop after so many minutes, with code 75; stopped cells go on in the next call."""
     estimate: bool = True
     """Time a few steps of every cell first, and say how long the study will take."""
     dry_run: bool = False
@@ -80,6 +80,7 @@ def run(words: list[str]) -> int:
     from moco.ablate.subset import subset
     from moco.ablate.table import markdown
     from moco.studies.variants import of_length
+    from moco.training.interruption import EXIT_CODE
 
     base = BASES[call.base]()
     if call.epochs is not None:
@@ -112,13 +113,14 @@ def run(words: list[str]) -> int:
     if call.row is not None:
         write_row(call.row, table, call.out, command=_command(words), source=call.data)
     if table["open"]:
-        print(f"{table['open']} runs are left; the same command goes on", file=sys.stderr)
+        left = "1 run is" if table["open"] == 1 else f"{table['open']} runs are"
+        print(f"{left} left; the same command goes on", file=sys.stderr)
     if call.json:
         print(json.dumps(table))
     else:
         print(markdown(table))
         print(f"{call.out}: table.md, table.json, cost.json, figure.png, figure.svg, cells/")
-    return 0
+    return EXIT_CODE if table["open"] else 0
 
 
 def _command(words: list[str]) -> str:
