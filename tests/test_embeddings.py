@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import moco
 from moco.assess import measure_knn
@@ -32,6 +35,7 @@ def test_what_is_written_is_read_again_to_the_bit(kind, grouped, tmp_path):
             ["ä"] * n,
             torch.randn(n, 5) * 1e-3,
             torch.arange(n) // 2 if grouped else None,
+            "0123",
         )
         for n in (4, 3)
     ]
@@ -39,7 +43,7 @@ def test_what_is_written_is_read_again_to_the_bit(kind, grouped, tmp_path):
         for part in parts:
             writer.write(part)
     read, whole = read_embeddings(tmp_path / f"e.{kind}"), joined(iter(parts))
-    assert (read.names, read.labels) == (whole.names, whole.labels)
+    assert (read.names, read.labels, read.weights) == (whole.names, whole.labels, "0123")
     assert torch.equal(read.features, whole.features)
     assert holds_embeddings(tmp_path / f"e.{kind}")
     assert (None if read.groups is None else read.groups.tolist()) == (
@@ -62,6 +66,17 @@ def test_a_failure_leaves_no_file(kind, tmp_path):
     with pytest.raises(RuntimeError, match="no"):
         fail()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_holds_features_of_one_network(kind, tmp_path):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    with WRITERS[kind](tmp_path / f"e.{kind}", 2) as writer:
+        for whose in "1111", "2222":
+            writer.write(Embeddings(["a"], [""], torch.zeros(1, 2), weights=whose))
+    with pytest.raises(ValueError, match="features of 2 different weights are in one file: 1111, 2222"):
+        read_embeddings(tmp_path / f"e.{kind}")
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -163,6 +178,31 @@ def test_search_finds_the_image_itself(finished, tmp_path, capsys):  # noqa: F81
     assert F.normalize(features, dim=1).shape == (40, 64)
 
 
+def test_features_of_other_weights_are_refused(finished, tmp_path, capsys):  # noqa: F811
+    out, data = finished
+    Image.fromarray(np.load(data)["images"][7]).save(tmp_path / "query.png")
+    (tmp_path / "few.csv").write_text("name,label\n1,a\n2,a\n3,b\n4,b\n")
+    other = shutil.copytree(out, tmp_path / "other")
+    shutil.rmtree(other / "checkpoints")
+    tensors = load_file(other / "backbone.safetensors")
+    with safe_open(other / "backbone.safetensors", "pt") as file:
+        about = file.metadata()
+    save_file({n: t * 2 for n, t in tensors.items()}, other / "backbone.safetensors", metadata=about)
+    for layer in "trunk", "output":  # of the same length in narrow networks
+        call("embed", out, "--layer", layer, "--out", tmp_path / f"{layer}.csv")
+        words = [tmp_path / "query.png", "--k", 1, "--data", tmp_path / f"{layer}.csv", "--json"]
+        capsys.readouterr()
+        call("search", out, *words)
+        (found,) = json.loads(capsys.readouterr().out)
+        assert (found["name"], found["similarity"]) == ("7", 1.0)
+        call("search", other, *words, expect=2)
+        assert "features are of other weights" in capsys.readouterr().err
+        fitted = ["fit", other, tmp_path / "few.csv", "--data", tmp_path / f"{layer}.csv"]
+        call(*fitted, expect=2)
+        assert "features are of other weights" in capsys.readouterr().err
+    call("search", out / "backbone.safetensors", *words[:4], tmp_path / "trunk.csv")
+
+
 def test_images_that_cannot_be_read_are_left_out_and_named(finished, tmp_path, capsys):  # noqa: F811
     out, _ = finished
     for i in range(5):
@@ -221,7 +261,7 @@ def test_tables_and_arrays_of_images_are_no_embeddings(kind, finished, tmp_path,
     [
         ("search {run} {tmp}/none.png", "there is no file {tmp}/none.png"),
         ("search {run} {query} --k 0", "k must be between 1 and the 100 images searched, got 0"),
-        ("search {run} {query} --data {tmp}/other.csv", "holds 2 features per image"),
+        ("search {run} {query} --data {tmp}/other.csv", "features are of other weights (not said which)"),
         ("embed {tmp}/none", "holds no run"),
         ("embed {run} --to csv --out {tmp}/e.npy", "is no file of --to csv"),
         ("embed {run}/backbone.safetensors", "give --data"),

@@ -44,8 +44,8 @@ class Writer(ABC):
 
 
 class CsvWriter(Writer):
-    """One line per image: name, label, group where images are in groups, and the features to nine digits,
-    which is all float32 holds."""
+    """One line per image: name, label, group where images are in groups, the digest of the weights, and the
+    features to nine digits, which is all float32 holds."""
 
     def __init__(self, path: Path, count: int):
         super().__init__(path)
@@ -65,7 +65,7 @@ class CsvWriter(Writer):
 
 
 class NpyWriter(Writer):
-    """A float32 array (M, D), and beside it a CSV with name, label and group of each row."""
+    """A float32 array (M, D), and beside it a CSV with name, label, group and weights of each row."""
 
     def __init__(self, path: Path, count: int):
         super().__init__(path, names_path(path))
@@ -97,8 +97,8 @@ class NpyWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    r"""Columns name, label, group where images are in groups, and features, a list of D float32 values;
-    needs the extra "tables". Bytes of a name that are no UTF-8 become \udcXX, for columns hold text only."""
+    r"""Columns name, label, group where images are in groups, weights, and features, a list of D float32
+    values; needs the extra "tables". Columns hold text: bytes of a name that are no UTF-8 become \udcXX."""
 
     def __init__(self, path: Path, count: int):
         try:
@@ -143,7 +143,8 @@ def holds_embeddings(path: Path) -> bool:
         return False
     if path.suffix == ".csv":
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.readline().startswith(("name,label,f0", "name,label,group,f0"))
+            header = file.readline().rstrip().split(",")
+        return header[:2] == ["name", "label"] and "f0" in header
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow"):
         import pyarrow.parquet
 
@@ -156,7 +157,7 @@ def read_embeddings(path: Path) -> Embeddings:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if its name ends in none of .parquet, .npy, .csv.
+        ValueError: if its name ends in none of .parquet, .npy, .csv, or it has features of several weights.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -184,7 +185,7 @@ def read_embeddings(path: Path) -> Embeddings:
 def _about(part: Embeddings) -> dict[str, list[Any]]:
     """The columns beside the features."""
     groups = {} if part.groups is None else {"group": part.groups.tolist()}
-    return {"name": part.names, "label": part.labels, **groups}
+    return {"name": part.names, "label": part.labels, **groups, "weights": [part.weights] * len(part.names)}
 
 
 def _text(name: str) -> str:
@@ -195,7 +196,12 @@ def _text(name: str) -> str:
 def _embeddings(about: dict[str, list[Any]], features: np.ndarray) -> Embeddings:
     """What `_about` and the features came from."""
     groups = torch.tensor([int(group) for group in about["group"]]) if "group" in about else None
-    return Embeddings(about["name"], about["label"], torch.from_numpy(features), groups)
+    whose = set(about.get("weights", []))
+    if len(whose) > 1:
+        raise ValueError(
+            f"features of {len(whose)} different weights are in one file: {', '.join(sorted(whose))}"
+        )
+    return Embeddings(about["name"], about["label"], torch.from_numpy(features), groups, *whose)
 
 
 def _lines(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moco.data.loader import plain_batches
 from moco.data.source import ArraySource, Source
+from moco.encoder import digest
 from moco.evaluate.features import extract
 from moco.images import check_form
 from moco.weights import Weights
@@ -27,12 +28,14 @@ class Embeddings:
         labels: class of each image by name, "" where there is none.
         features: (M, D).
         groups: (M,) which patient, video or site each image shows, by number; None where nothing says.
+        weights: `moco.encoder.digest` of the network that gave them, trunk or encoder; "" if not known.
     """
 
     names: list[str]
     labels: list[str]
     features: Tensor
     groups: Tensor | None = None
+    weights: str = ""
 
     def __repr__(self) -> str:
         return f"Embeddings({len(self.names):,} images, {self.features.shape[1]} features each)"
@@ -68,7 +71,7 @@ def embed(
     check_form(source, weights.about)
     chosen = torch.arange(len(source)) if indices is None else indices
     device = next(weights.encoder.parameters()).device
-    labels, found = image_labels(source), 0
+    labels, found, whose = image_labels(source), 0, _digest(weights, layer)
     for part in chosen.split(batch):
         unreadable: set[int] = set()
         images = plain_batches(source, weights.views, part, batch=batch, device=device, unreadable=unreadable)
@@ -81,9 +84,28 @@ def embed(
             found += len(numbers)
             groups = None if source.groups is None else source.groups[numbers]
             names = [image_name(source, i) for i in numbers]
-            yield Embeddings(names, [labels[i] for i in numbers], features, groups)
+            yield Embeddings(names, [labels[i] for i in numbers], features, groups, whose)
     if not found:
         raise ValueError(f"none of the {len(chosen):,} images of {source.name} can be read")
+
+
+def layer_of(found: Embeddings, weights: Weights) -> str:
+    """Which layer of these weights gave features.
+
+    Raises:
+        ValueError: if none did.
+    """
+    for layer in LAYERS if weights.has_head else LAYERS[:1]:
+        if found.weights == _digest(weights, layer):
+            return layer
+    raise ValueError(
+        f"these features are of other weights ({found.weights or 'not said which'}) than {weights.path} "
+        f"({_digest(weights, 'trunk')}): embed the images with these, or name the run or file they came from"
+    )
+
+
+def _digest(weights: Weights, layer: str) -> str:
+    return digest(weights.encoder.trunk if layer == "trunk" else weights.encoder)
 
 
 def image_name(source: Source, i: int) -> str:
@@ -105,7 +127,7 @@ def joined(parts: Iterator[Embeddings]) -> Embeddings:
     names, labels = ([x for part in whole for x in getattr(part, kind)] for kind in ("names", "labels"))
     groups = [part.groups for part in whole if part.groups is not None]
     features = torch.cat([part.features for part in whole])
-    return Embeddings(names, labels, features, torch.cat(groups) if groups else None)
+    return Embeddings(names, labels, features, torch.cat(groups) if groups else None, whole[0].weights)
 
 
 def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Encoders: a trunk that gives features and a head that gives unit-length vectors to compare."""
 
 import contextlib
+import hashlib
 from typing import Literal
 
 import torch
@@ -54,6 +55,17 @@ class Encoder(nn.Module):
         if self.autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(x.device.type, self.autocast)
+
+
+def digest(net: nn.Module) -> str:
+    """Sixteen hexadecimal digits that tell a network's parameters from others.
+
+    Statistics of batch normalisation, which may be measured anew, are left out.
+    """
+    content = hashlib.sha256()
+    for name, tensor in net.named_parameters():
+        content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 class _StridedConv2d(nn.Conv2d):

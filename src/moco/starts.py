@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,13 +122,6 @@ class Start:
     def features(self, portion: Portion, device: torch.device) -> Features:
         """Trunk features and head output of unaugmented images."""
         return extract(self.encoder, portion.plain(self.values, device, strict=True).batches())
-
-    def fingerprint(self) -> str:
-        """A digest of the trunk's weights; statistics, which may be measured, are left out."""
-        digest = hashlib.sha256()
-        for name, tensor in self.encoder.trunk.named_parameters():
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def classifier(self, setting: Setting) -> Classifier:
         """A copy of the trunk with a fresh classifier, ready to be trained.

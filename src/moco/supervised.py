@@ -10,6 +10,7 @@ from typing import Any
 
 from moco import recipe_file
 from moco.data.open import locate
+from moco.encoder import digest
 from moco.evaluate.finetune import Classifier, FineTuning, train_classifier
 from moco.export.backbone import backbone_bytes
 from moco.files import write_atomically
@@ -145,7 +146,7 @@ def finetune_in(out: str | Path, setting: Setting, start: Start, protocol: FineT
         {
             "data": locate(setting.spec),
             "images": _fingerprints(setting),
-            "weights": start.fingerprint(),
+            "weights": digest(start.encoder.trunk),
             **dataclasses.asdict(protocol),
         },
     )

@@ -35,16 +35,17 @@ def run(words: list[str]) -> int:
     call = tyro.cli(Fit, args=words, prog="moco fit", config=FLAGS)
     from moco.console import progress, tell_lost
     from moco.embedding_files import holds_embeddings, read_embeddings
-    from moco.embeddings import embed, image_name, joined
+    from moco.embeddings import embed, image_name, joined, layer_of
     from moco.fit import classes_of, fit, read_labels, write
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
     given = read_labels(call.labels)
+    weights = open_weights(call.weights, choose_device(call.device))
     if call.data is not None and holds_embeddings(Path(call.data)):
         bank = read_embeddings(Path(call.data))
+        layer_of(bank, weights)
     else:
-        weights = open_weights(call.weights, choose_device(call.device))
         source = images_of(weights, call.data)
         classes_of(given, [image_name(source, i) for i in range(len(source))])  # before any is encoded
         lost: list[str] = []

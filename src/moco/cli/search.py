@@ -39,7 +39,7 @@ def run(words: list[str]) -> int:
     from moco.data.source import ArraySource
     from moco.data.unreadable import Unreadable
     from moco.embedding_files import holds_embeddings, read_embeddings
-    from moco.embeddings import embed, joined, nearest
+    from moco.embeddings import embed, joined, layer_of, nearest
     from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
@@ -51,20 +51,17 @@ def run(words: list[str]) -> int:
         pixels = decode(call.image.read_bytes(), str(call.image), form, weights.values.reading)
     except Unreadable as error:
         raise ValueError(str(error)) from None
-    query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image))))
+    layer = "trunk"
     if call.data is not None and holds_embeddings(Path(call.data)):
         bank = read_embeddings(Path(call.data))
-        if bank.features.shape[1] != query.features.shape[1]:
-            raise ValueError(
-                f"{call.data} holds {bank.features.shape[1]} features per image and {call.weights} gives "
-                f"{query.features.shape[1]}: embed the images with the same weights, layer trunk"
-            )
+        layer = layer_of(bank, weights)
     else:
         source = images_of(weights, call.data, "train")
         lost: list[str] = []
         with progress("images", len(source)) as advance:
             bank = joined(advance(part) for part in embed(weights, source, lost=lost))
         tell_lost(lost)
+    query = joined(embed(weights, ArraySource(pixels[None], name=str(call.image)), layer=layer))
     similarity, rows = (found[0].tolist() for found in nearest(query.features, bank.features, call.k))
     found = [
         {"name": bank.names[row], "label": bank.labels[row], "similarity": round(value, 4)}
