@@ -91,8 +91,14 @@ def test_more_labels_do_better_and_impossible_amounts_are_left_out():
     assert curve[0].top1.mean < curve[1].top1.mean
 
 
+def point(count, values, images=1000):
+    """A point of these accuracies, at which the easiest of the images are right."""
+    right = torch.arange(images) < torch.tensor(values)[:, None] * images / 100
+    return Point(f"{count}", count, interval(list(values)), right)
+
+
 def points(counts, *rows):
-    return [Point(f"{count}", count, interval(list(row))) for count, row in zip(counts, rows, strict=True)]
+    return [point(count, row) for count, row in zip(counts, rows, strict=True)]
 
 
 def test_worth_reads_the_reference_curve():
@@ -107,9 +113,40 @@ def test_worth_reads_the_reference_curve():
     assert beyond.equals == pytest.approx(1000)
 
 
-def test_differences_are_paired_over_splits():
-    ours, other = (Point("", 10, interval(values)) for values in ([50.0, 60.0, 70.0], [49.0, 59.0, 69.0]))
-    assert difference(ours, other)[:3] == pytest.approx((1, 1, 1))
+def test_differences_are_paired_over_splits_and_images():
+    ours, other = point(10, [50.0, 60.0, 70.0]), point(10, [49.0, 59.0, 69.0])
+    found = difference(ours, other)
+    gaps = torch.zeros(1000)
+    gaps[490:500] = gaps[590:600] = gaps[690:700] = 100 / 3  # each right in one split of three
+    assert found.mean == pytest.approx(1)
+    assert found.high - 1 == 1 - found.low == pytest.approx(1.96 * gaps.std().item() / 1000**0.5, rel=1e-3)
+    splits = difference(point(10, [50.0, 62.0]), point(10, [49.0, 59.0]))
+    assert splits.high - splits.mean == pytest.approx(math.hypot(12.7062, 1.96 * 10.14 / 1000**0.5), rel=1e-3)
+
+
+def test_splits_that_agree_do_not_make_up_for_few_test_images():
+    """12 of 20 images right against 10, in every split: over the splits alone the interval is a point."""
+    found = judge(
+        [Contender("this backbone", [point(10, [60.0] * 10, 20)])],
+        [Contender("raw pixels", [point(10, [50.0] * 10, 20)])],
+    )
+    assert found.outcome == "no difference shown"
+    assert "between -3.5 and +23.5 points" in found.sentence
+    assert difference(point(10, [100.0, 100.0], 1), point(10, [0.0, 0.0], 1))[1:3] == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(("between_splits", "images"), [(0.0, 50), (0.03, 50), (0.1, 50), (0.1, 1000)])
+def test_the_interval_of_a_difference_covers_other_splits_and_other_test_images(between_splits, images):
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(400):
+        easy = torch.rand(images, generator=generator) * 0.6 + 0.1
+        better = 0.1 + between_splits * torch.randn(10, 1, generator=generator)
+        luck = torch.rand(2, 10, images, generator=generator)
+        ours, other = luck[0] < easy + better, luck[1] < easy
+        found = difference(*(Point("", 10, interval([0.0, 0.0]), right) for right in (ours, other)))
+        covered += found.low <= 10 <= found.high
+    assert covered >= 370  # 380 expected of 400 where the interval is not too wide
 
 
 COUNTS = (10, 100)
@@ -203,7 +240,7 @@ def test_the_reference_is_whatever_is_best_at_each_amount():
 
 def test_an_interval_that_reaches_beyond_what_was_tried_says_so():
     def around(labels, mean, spread):
-        return Point(f"{labels}", labels, interval([mean + spread * place for place in (-2, -1, 0, 1, 2)]))
+        return point(labels, [mean + spread * place for place in (-2, -1, 0, 1, 2)], 10_000)
 
     low = [around(10, 20.0, 0.5), around(100, 40.0, 0.5)]
     for mean, spread, text in (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from moco import chance
@@ -111,14 +111,15 @@ def proportion(right: int, count: int) -> Interval:
     """
     if not 0 <= right <= count or not count:
         raise ValueError(f"a proportion needs 0 <= right <= count, count > 0, got {right} of {count}")
-    z, share = _NORMAL, right / count
+    z, share = NORMAL, right / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     low, high = (0.0 if right == 0 else centre - half), (1.0 if right == count else centre + half)
     return Interval(100 * share, 100 * low, 100 * high, ())
 
 
-_NORMAL = 1.959964
+NORMAL = 1.959964
+"""The 97.5 % quantile of the normal distribution."""
 _STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
 
@@ -129,7 +130,7 @@ def student(freedom: int) -> float:
     """
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
-    z = _NORMAL
+    z = NORMAL
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
@@ -143,11 +144,13 @@ class Point(NamedTuple):
         amount: how many labels, in words.
         labels: labelled images in all.
         top1: percent of test images, over the splits.
+        right: (S, Q) which test images were right in which split.
     """
 
     amount: str
     labels: int
     top1: Interval
+    right: Bool[Tensor, "S Q"]
 
     def row(self) -> dict[str, Any]:
         """For JSON, which knows no infinity: an interval without bounds has null for them."""
@@ -203,8 +206,9 @@ def few_label_curve(
                 f"{amount} is left out: its {count:,} labels are more than half of the {len(labels):,} images"
             )
         else:
-            right = (learner(splits) == test_labels).double().mean(1) * 100
-            curve[count] = Point(str(amount), count, interval(right.tolist()))
+            right = learner(splits) == test_labels
+            top1 = interval((100 * right.double().mean(1)).tolist())
+            curve[count] = Point(str(amount), count, top1, right)
     if not curve:
         raise ValueError(
             f"{len(labels)} labelled images are too few to compare amounts of labels: every split would take "

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from moco import chance
-from moco.evaluate.fewlabel import Interval, Point, Worth, interval, worth
+from moco.evaluate.fewlabel import NORMAL, Interval, Point, Worth, interval, worth
 
 Outcome = Literal["it helped", "it depends", "no difference shown", "it did not help"]
 _RESAMPLES = 1000
@@ -51,9 +52,17 @@ def best(contenders: Sequence[Contender]) -> Contender:
 
 
 def difference(ours: Point, other: Point) -> Interval:
-    """Our accuracy minus the other's, in points, paired over the splits both were measured on."""
-    count = min(len(ours.top1.values), len(other.top1.values))
-    return interval([a - b for a, b in zip(ours.top1.values[:count], other.top1.values[:count], strict=True)])
+    """Our accuracy minus the other's, in points, paired over splits and test images.
+
+    Its interval is for other labelled images and other test images: Student's over the splits, and the
+    normal one over the images, added as independent errors are.
+    """
+    count = min(len(ours.right), len(other.right))
+    gaps = 100 * (ours.right[:count].double() - other.right[:count].double())
+    splits = interval(gaps.mean(1).tolist())
+    images = NORMAL * gaps.mean(0).std().item() / math.sqrt(gaps.shape[1]) if gaps.shape[1] > 1 else math.inf
+    half = math.hypot(splits.high - splits.mean, images)
+    return Interval(splits.mean, splits.mean - half, splits.mean + half, splits.values)
 
 
 def judge(
@@ -65,7 +74,7 @@ def judge(
 ) -> Verdict:
     """Compare a pre-trained backbone with what one could do without pre-training on these images.
 
-    A difference counts where its 95 % interval over the splits leaves out zero. The way to use the backbone
+    A difference counts where its 95 % interval (`difference`) leaves out zero. The way to use the backbone
     that is best on average is compared, at each amount of labels, with whatever is best there without it.
 
     Args:
@@ -195,26 +204,37 @@ def factor_words(ours: Contender, reference: Contender, at: Worth, *, seed: int 
 def factor_interval(
     ours: Contender, reference: Contender, at: Worth, *, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of a worth factor, resampling the splits of both curves together.
+    """95 % percentile interval of a worth factor, resampling splits and test images of both curves together.
 
     Returns:
         Its ends; infinite where more than 2.5 % of the resamples lie beyond the reference's amounts.
     """
     (mine,) = (point for point in ours.curve if point.labels == at.labels)
-    count = max(len(point.top1.values) for point in (mine, *reference.curve))
-    draws = torch.rand(_RESAMPLES, count, generator=chance.generator(seed, "worth"))
+    points = (mine, *reference.curve)
+    right = [point.right.float() for point in points]
+    splits, images = max(len(part) for part in right), right[0].shape[1]
+    generator = chance.generator(seed, "worth")
     factors = []
-    for draw in draws.tolist():
-        curve = [_resample(point, draw) for point in reference.curve]
-        found = worth([_resample(mine, draw)], curve)
+    for _ in range(_RESAMPLES):
+        places = torch.rand(splits, generator=generator)
+        weights = torch.randint(images, (images,), generator=generator).bincount(minlength=images).float()
+        drawn = [_resample(*of, places, weights) for of in zip(points, right, strict=True)]
+        found = worth(drawn[:1], drawn[1:])
         bound = -math.inf if not found else math.inf if found[0].at_least else found[0].factor
         factors.append(bound)
     factors.sort()
     return factors[int(0.025 * len(factors))], factors[int(0.975 * (len(factors) - 1))]
 
 
-def _resample(point: Point, draw: list[float]) -> Point:
-    """A point over splits drawn anew: the same ones in every curve that has as many."""
-    values = point.top1.values
-    mean = statistics.fmean(values[int(place * len(values))] for place in draw[: len(values)])
+def _resample(point: Point, right: Tensor, places: Tensor, weights: Tensor) -> Point:
+    """A point over splits and test images drawn anew, the same ones in every curve that has as many splits.
+
+    Args:
+        point: what is drawn anew.
+        right: (S, Q) its `right` in float32.
+        places: (S or more,) where among the splits each draw falls, in [0, 1).
+        weights: (Q,) how often each test image was drawn.
+    """
+    values = right @ weights * (100 / len(weights))
+    mean = values[(places[: len(values)] * len(values)).long()].mean().item()
     return point._replace(top1=Interval(mean, mean, mean, ()))
