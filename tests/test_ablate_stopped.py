@@ -123,6 +123,28 @@ def test_what_one_process_told_of_a_cell_stays_when_a_launcher_fails(plan, tmp_p
     assert plan.jobs[0].outcome() == json.loads(note)
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_cell_that_saved_under_a_launcher_is_open(plan, tmp_path, saved):
+    """A launcher whose processes left with 75 ends with a code of its own."""
+    job = plan.jobs[0]
+    script = tmp_path / "launch.py"
+    script.write_text(
+        f"import pathlib\nif {saved}: pathlib.Path({str(job.folder / 'stopped')!r}).touch()\nexit(1)"
+    )
+    plan.begin(1)
+    job.folder.mkdir(parents=True)
+    (job.folder / "stopped").touch()  # of an earlier call, and none of this one's saving
+    said = []
+    call = Plan(plan.study, "x", (0,), plan.out), Machine(launcher=f"{sys.executable} {script}")
+    if saved:
+        executing.execute(*call, Board(plan, {}, tell=said.append))
+        assert "to be continued" in said[0]
+    else:
+        with pytest.raises(RuntimeError, match="1 of 1 cells failed"):
+            executing.execute(*call, Board(plan, {}, tell=said.append))
+    assert job.outcome()["status"] == ("open" if saved else "failed")
+
+
 def test_a_failed_cell_is_told_of_in_its_own_words(plan):
     log = plan.out / "logs" / f"{plan.jobs[0].name}.log"
     log.parent.mkdir(parents=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from moco.ablate.board import Board
 from moco.ablate.cell import Call, run_cell
 from moco.ablate.plan import Job, Plan, claimed
+from moco.run_folder import STOPPED
 from moco.training.interruption import EXIT_CODE, Interruption, name
 
 _POLL = 0.2  # seconds between looks at the processes
@@ -82,6 +83,11 @@ class _Running:
     process: subprocess.Popen[bytes]
     claim: contextlib.ExitStack = field(repr=False)
 
+    @property
+    def saved(self) -> bool:
+        """Whether a process that has ended left its run to be continued; launchers end with other codes."""
+        return self.process.returncode == EXIT_CODE or (self.job.folder / STOPPED).exists()
+
     def close(self) -> None:
         """Let go of a process that has ended."""
         assert self.process.stdin is not None
@@ -140,7 +146,7 @@ def _apart(plan: Plan, machine: Machine, board: Board) -> list[Job]:
                 one.close()
                 running.remove(one)
                 free.append(one.device)
-                if one.process.returncode == EXIT_CODE:
+                if one.saved:
                     _leave_open(one.job)
                 elif one.process.returncode and not one.job.settled:
                     failed.append(one.job)  # none of its processes has told what became of it
@@ -167,7 +173,8 @@ def _stop(running: Sequence[_Running]) -> None:
     finally:  # also when somebody does not want to wait
         for one in running:
             one.process.kill()
-            if one.process.wait() == EXIT_CODE:
+            one.process.wait()
+            if one.saved:
                 _leave_open(one.job)
             one.close()
 
@@ -201,6 +208,7 @@ def _start(
 ) -> _Running:
     python = shlex.split(machine.launcher) if machine.launcher else [sys.executable]
     call = json.dumps(dataclasses.asdict(machine.call(job, plan.data, device)))
+    (job.folder / STOPPED).unlink(missing_ok=True)  # of an earlier call
     environment = os.environ | {
         "OMP_NUM_THREADS": str(machine.threads),
         "MKL_NUM_THREADS": str(machine.threads),
