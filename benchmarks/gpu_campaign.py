@@ -22,6 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from moco.training.interruption import EXIT_CODE
+
 _RESERVE = 40.0  # seconds of a call kept for tables, figures and copies
 _TOY = ["--epochs", "1", "--seeds", "0", "--no-estimate"]
 
@@ -118,7 +120,7 @@ def run(entry: Entry, call: argparse.Namespace, minutes: float) -> int:
         *("--minutes", f"{minutes:.3f}", "--no-estimate", "--json", *toy),
     ]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
+    if done.returncode not in (0, EXIT_CODE) or not done.stdout:
         print(f"{entry.name}: exit code {done.returncode}; its logs are in {folder / 'logs'}", flush=True)
         return -1
     table = json.loads(done.stdout)
@@ -184,7 +186,7 @@ def main() -> None:
         if call.only and entry.name not in call.only:
             continue
         minutes = (end - time.monotonic()) / 60
-        if minutes <= 0:
+        if minutes < 0.01:
             break
         print(f"{entry.name}: {entry.why}; {minutes:.1f} minutes left", flush=True)
         left[entry.name] = run(entry, call, minutes)

@@ -6,6 +6,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tyro
@@ -17,7 +18,7 @@ from moco.cli.ablate import Ablate
 from moco.cli.show import FLAGS
 from moco.recipe import MomentumQueue
 from moco.studies import BASES, STUDIES, Axis, Cell, Study
-from toy_study import BASE, call, calm, data, quick, quiet, toy  # noqa: F401
+from toy_study import BASE, call, calm, data, quick, quiet, toy, toy_file  # noqa: F401
 
 
 def test_wrong_plans_are_refused(calm, data, tmp_path):  # noqa: F811
@@ -109,6 +110,16 @@ def test_wrong_calls_end_with_2(data, tmp_path, capsys, words, message):  # noqa
     assert message.format(**places) in shown.err
     assert not shown.out
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_gpu_campaign_counts_what_a_slice_left(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    campaign = importlib.import_module("gpu_campaign")
+    entry = campaign.Entry("toy", (str(toy_file(tmp_path)), "--seeds", "0"), "nothing")
+    call = SimpleNamespace(out=tmp_path / "out", toy=False, data=data, jobs=1)
+    assert campaign.run(entry, call, 0.001) == 2
+    assert (tmp_path / "out/rows/toy.toml").exists()
 
 
 def test_the_gpu_campaign_asks_for_studies_there_are(tmp_path, capsys, monkeypatch):
