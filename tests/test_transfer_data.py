@@ -168,8 +168,11 @@ def test_coco_boxes_crowds_and_images_without_objects(shared_data, tmp_path):
     ("change", "message"),
     [
         ({"image_id": 99}, r"instances_train.json: annotation 3 names image 99"),
+        ({"image_id": "1"}, r"instances_train.json: annotation 3 names image '1', which is not"),
         ({"category_id": 11}, r"instances_train.json: annotation 3 has category 11"),
         ({"bbox": [1, 2]}, r"annotation 3 must have a bbox of four numbers, got \[1, 2\]"),
+        ({"bbox": [1, 2, "3", 4]}, r"annotation 3 must have a bbox of four numbers, got \[1, 2, '3', 4\]"),
+        ({"bbox": [math.nan, 2, 3, 4]}, r"annotation 3 must have a bbox of four numbers, got \[nan, 2"),
     ],
 )
 def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
@@ -181,7 +184,42 @@ def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
         coco.coco(tmp_path, "train")
 
 
-@pytest.mark.parametrize("shape", [None, [], [[]], [[10, 10, 30, 20]], {"size": [64, 96], "counts": []}])
+@pytest.mark.parametrize(
+    ("rows", "change", "message"),
+    [
+        ("images", {"height": None}, r"instances_train.json: image 2 has no height"),
+        ("images", {"file_name": ""}, r"instances_train.json: image 2 has no file_name"),
+        ("images", {"id": 1}, r"image 1 is there twice; annotations would belong to both"),
+        ("categories", {"name": None}, r"category 20 has no name"),
+        ("categories", {"id": 10}, r"category 10 is there twice; annotations would belong to both"),
+    ],
+)
+def test_what_is_wrong_with_an_image_or_a_class_is_named(tmp_path, rows, change, message):
+    path = write_coco(tmp_path, {"train": 4}) / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    content[rows][1] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        coco.coco(tmp_path, "train")
+
+
+def test_an_image_that_is_missing_is_no_other_one(tmp_path):
+    path = write_coco(tmp_path, {"train": 4}) / "annotations/instances_train.json"
+    content = json.loads(path.read_text())
+    name = content["images"][1]["file_name"]
+    content["images"][1]["file_name"] = f"COCO_train2014_{name}"  # as LVIS v0.5 names COCO 2017's files
+    path.write_text(json.dumps(content))
+    assert coco.coco(tmp_path, "train").examples[1].path.name == name
+    content["images"][1]["file_name"] = f"left_{name}"
+    path.write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match=f"there is no .*left_{name}"):
+        coco.coco(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [None, [], [[]], [[10, 10, 30, 20]], [1, 1, 9, 1, 9, 9], {"size": [64, 96], "counts": []}],
+)
 def test_masks_need_an_outline_of_every_object(tmp_path, shape):
     root = write_coco(tmp_path, {"train2017": 4, "val2017": 2})
     path = root / "annotations/instances_val2017.json"

@@ -232,6 +232,45 @@ def test_annotations_may_be_numbered_from_zero(coco_sets, tmp_path):
     assert found == expected
 
 
+@pytest.mark.parametrize(
+    ("image", "category"),
+    [("{:02}".format, str), ("im{:02}".format, "k{}".format), (lambda i: i + 2**62, float)],
+)
+def test_images_and_classes_may_have_any_names(coco_sets, tmp_path, image, category):
+    examples = coco_sets["instances"]
+    content = json.loads(examples.source.read_text())
+    for row in content["images"]:
+        row["id"] = image(row["id"])
+    for row in content["categories"]:
+        row["id"] = category(row["id"])
+    for row in content["annotations"]:
+        row |= {"image_id": image(row["image_id"]), "category_id": category(row["category_id"])}
+        row |= {"iscrowd": None, "area": None}
+    content["images"].reverse()
+    (tmp_path / "named.json").write_text(json.dumps(content))
+    named = coco.read(tmp_path / "named.json", examples.examples[0].path.parent, masks=True)
+    tables = []
+    for one in examples, named:
+        rows = []
+        for example in sorted(one.examples, key=lambda e: e.path):
+            found = noisy(example, 3, int(example.path.stem))
+            found = dataclasses.replace(found, scores=found.scores.round(decimals=1))  # with ties
+            rows += coco_metrics.rows(one, example, found, "bbox")
+        tables.append(coco_metrics.evaluate(one, rows, "bbox"))
+    assert tables[0] == tables[1]
+    assert 5 < tables[0]["AP50"] < 95
+
+
+def test_a_class_without_objects_hides_none_of_its_name(coco_sets, tmp_path):
+    examples = coco_sets["instances"]
+    content = json.loads(examples.source.read_text())
+    content["categories"].append({"id": 99, "name": "cat"})
+    (tmp_path / "twice.json").write_text(json.dumps(content))
+    twice = coco.read(tmp_path / "twice.json", examples.examples[0].path.parent)
+    rows = [r for e in twice.examples for r in coco_metrics.rows(twice, e, perfect(e), "bbox")]
+    assert coco_metrics.evaluate(twice, rows, "bbox")["AP/cat"] == pytest.approx(100)
+
+
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_keypoints_equal_pycocotools(coco_sets, noise):
     examples = coco_sets["keypoints"]

@@ -1,6 +1,8 @@
 """COCO, LVIS and DensePose annotation files: images with boxes, shapes, joints and body surfaces."""
 
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ def read(
 
     Raises:
         FileNotFoundError: naming the file that is wanted.
-        ValueError: if the file is no such file, or an annotation names an unknown image or class, or has
-            no outline where masks are wanted; the message has the annotation's id.
+        ValueError: if the file is no such file, two images or two classes have one number, an image or a
+            class lacks what is needed of it, or an annotation names an unknown image or class, has no box,
+            or has no outline where masks are wanted; the message has the number of image, class or
+            annotation.
     """
     annotations, images = Path(annotations), Path(images)
     require_files([annotations], "annotations")
@@ -36,6 +40,8 @@ def read(
         entries, categories = content["images"], content["categories"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{annotations} is no annotation file in COCO's form: {error!r}") from None
+    _require(entries, "image", ("height", "width"), annotations)
+    _require(categories, "category", ("name",), annotations)
     categories = sorted(categories, key=lambda category: category["id"])
     jointless = {category["id"] for category in categories if keypoints and not category.get("keypoints")}
     if keypoints:
@@ -50,12 +56,12 @@ def read(
             f"COCO's {_JOINTS}"
         )
     by_image: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
-    for annotation in content.get("annotations", []):
+    for annotation in content.get("annotations") or ():
         if annotation.get("category_id") in jointless:
             continue
         _check(annotation, by_image, labels, joints, masks, annotations)
         by_image[annotation["image_id"]].append(annotation)
-    paths = [images / _file_name(entry, images) for entry in entries]
+    paths = [images / _file_name(entry, images, annotations) for entry in entries]
     require_files(paths, f"images of {annotations.name}")
     examples = tuple(
         Example(
@@ -115,6 +121,20 @@ def lvis(root: str | Path, split: str, *, masks: bool = False) -> Examples:
     return read(root / "annotations" / f"lvis_{split}.json", images, masks=masks)
 
 
+def _require(rows: Sequence[dict[str, Any]], what: str, fields: tuple[str, ...], file: Path) -> None:
+    """Refuse images or categories that share a number, or lack a field."""
+    seen = set()
+    for row in rows:
+        for name in ("id", *fields):
+            if row.get(name) is None:
+                raise ValueError(f"{file}: {what} {row.get('id')} has no {name}")
+        if row["id"] in seen:
+            raise ValueError(
+                f"{file}: {what} {row['id']!r} is there twice; annotations would belong to both of them"
+            )
+        seen.add(row["id"])
+
+
 def _check(
     annotation: dict[str, Any],
     by_image: dict[Any, Any],
@@ -125,30 +145,34 @@ def _check(
 ) -> None:
     name = f"{file}: annotation {annotation.get('id')}"
     if annotation.get("image_id") not in by_image:
-        raise ValueError(f"{name} names image {annotation.get('image_id')}, which is not in the file")
+        raise ValueError(f"{name} names image {annotation.get('image_id')!r}, which is not in the file")
     if annotation.get("category_id") not in labels:
-        raise ValueError(f"{name} has category {annotation.get('category_id')}, which is not in the file")
+        raise ValueError(f"{name} has category {annotation.get('category_id')!r}, which is not in the file")
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
+    numbers = box if isinstance(box, list) and all(isinstance(v, int | float) for v in box) else []
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name} must have a bbox of four numbers, got {box}")
     if joints and len(annotation.get("keypoints", [])) not in (0, 3 * joints):
         raise ValueError(f"{name} must have {3 * joints} numbers for {joints} keypoints")
     if masks and not has_outline(annotation.get("segmentation")):
-        raise ValueError(f"{name} has no segmentation to learn masks from; boxes alone take --heads.no-masks")
+        raise ValueError(
+            f"{name} has no segmentation to learn masks from, as a list of polygons or a run length; boxes "
+            "alone take --heads.no-masks"
+        )
 
 
 def has_outline(shape: Any) -> bool:
     """Whether there is a polygon of at least three corners or a run length."""
     if isinstance(shape, dict):
         return bool(shape.get("counts"))
-    return any(len(part) >= SMALLEST_POLYGON for part in shape or ())
+    return any(isinstance(part, list) and len(part) >= SMALLEST_POLYGON for part in shape or ())
 
 
 def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -> Objects:
     if not found:
         return no_objects(joints)
     boxes = [(x, y, x + w, y + h) for x, y, w, h in (annotation["bbox"] for annotation in found)]
-    crowds = torch.tensor([bool(annotation.get("iscrowd", 0)) for annotation in found])
+    crowds = torch.tensor([bool(int(annotation.get("iscrowd") or 0)) for annotation in found])
     keypoints = None
     if joints:
         rows = [annotation.get("keypoints") or [0] * (3 * joints) for annotation in found]
@@ -169,11 +193,14 @@ def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -
     )
 
 
-def _file_name(entry: dict[str, Any], images: Path) -> str:
+def _file_name(entry: dict[str, Any], images: Path, file: Path) -> str:
     """COCO says `file_name`; LVIS v1 only `coco_url`; LVIS v0.5 writes COCO 2014's long names."""
-    name = entry.get("file_name") or "/".join(entry["coco_url"].split("/")[-1:])
-    short = f"{name.rsplit('_', 1)[-1]}"
-    return short if short != name and not (images / name).is_file() and (images / short).is_file() else name
+    name = entry.get("file_name") or (entry.get("coco_url") or "").rpartition("/")[2]
+    if not name:
+        raise ValueError(f"{file}: image {entry['id']} has no file_name")
+    short = name.rpartition("_")[2]
+    long = name.startswith("COCO_") and not (images / name).is_file()  # other names are taken as they are
+    return short if long and (images / short).is_file() else name
 
 
 def _mirrored(names: list[str]) -> tuple[int, ...]:

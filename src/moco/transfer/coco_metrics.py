@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -70,8 +71,12 @@ def evaluate(
         ValueError: if masks are compared and an annotation has no outline.
     """
     evaluation = package()
-    truth = evaluation.COCO(_content(examples, kind))
-    chosen = copy.deepcopy(results)
+    images, classes = _numbers(examples)
+    truth = evaluation.COCO(_content(examples, kind, images, classes))
+    chosen = [
+        copy.deepcopy(row) | {"image_id": images[row["image_id"]], "category_id": classes[row["category_id"]]}
+        for row in results
+    ]
     evaluator = evaluation.COCOeval_faster(
         truth, truth.loadRes(chosen), kind, print_function=_silent, lvis_style=lvis, separate_eval=True
     )
@@ -82,15 +87,37 @@ def evaluate(
     return _summary(evaluator, examples, lvis)
 
 
-def _content(examples: Examples, kind: Kind) -> dict[str, Any]:
-    """The annotation file, with what evaluators look for and some files leave out."""
+def _numbers(examples: Examples) -> tuple[dict[Any, int], dict[Any, int]]:
+    """Images and classes counted from 1, as evaluators want them: files name them by texts and huge numbers
+    too. In the order of their ids, in which detections of equal score are taken."""
+    ids = sorted((one.image_id for one in examples.examples), key=lambda i: (isinstance(i, str), i))
+    return (
+        {image: number for number, image in enumerate(ids, 1)},
+        {category: number for number, category in enumerate(examples.category_ids, 1)},
+    )
+
+
+def _content(
+    examples: Examples, kind: Kind, images: Mapping[Any, int], classes: Mapping[Any, int]
+) -> dict[str, Any]:
+    """The annotation file, with what evaluators look for and some files leave out, in these numbers."""
     content = json.loads(examples.source.read_text(encoding="utf-8"))
-    ids = {example.image_id for example in examples.examples}
-    content["images"] = [image for image in content["images"] if image["id"] in ids]
-    kept = set(examples.category_ids)  # of a keypoint file only the class with joints
-    content["categories"] = [category for category in content["categories"] if category["id"] in kept]
+    content["images"] = [
+        image | {"id": images[image["id"]]} for image in content["images"] if image["id"] in images
+    ]
+    for image in content["images"]:
+        for name in "neg_category_ids", "not_exhaustive_category_ids":  # of LVIS
+            if name in image:
+                image[name] = [classes[category] for category in image[name] if category in classes]
+    content["categories"] = [  # of a keypoint file only the class with joints
+        category | {"id": classes[category["id"]]}
+        for category in content["categories"]
+        if category["id"] in classes
+    ]
     content["annotations"] = [
-        a for a in content.get("annotations", []) if a["image_id"] in ids and a["category_id"] in kept
+        a | {"image_id": images[a["image_id"]], "category_id": classes[a["category_id"]]}
+        for a in content.get("annotations") or ()
+        if a["image_id"] in images and a["category_id"] in classes
     ]
     for number, annotation in enumerate(content["annotations"], 1):
         if kind == "segm" and not has_outline(annotation.get("segmentation")):
@@ -99,8 +126,9 @@ def _content(examples: Examples, kind: Kind) -> dict[str, Any]:
                 "with; without masks measure the kind bbox"
             )
         annotation["id"] = number  # the evaluator takes 0 for "not found"
-        annotation.setdefault("iscrowd", 0)
-        annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+        if annotation.get("area") is None:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if kind == "keypoints" and not annotation.get("keypoints"):
             annotation |= {"keypoints": [0] * (3 * examples.joints), "num_keypoints": 0}
         elif kind == "keypoints":
@@ -126,18 +154,14 @@ def _summary(evaluator: Any, examples: Examples, lvis: bool) -> dict[str, float]
     for number, name in enumerate(params.areaRngLbl):
         if name != "all":
             table[f"AP{name[0]}"] = mean(precision[:, :, :, number, -1])
-    ids = list(params.catIds)
+    assert list(params.catIds) == list(range(1, len(examples.classes) + 1))  # those of `_numbers`
     if lvis:
         for letter in "rcf":
-            own = [
-                ids.index(category)
-                for category, frequency in zip(examples.category_ids, examples.frequency, strict=True)
-                if frequency == letter and category in ids
-            ]
+            own = [label for label, frequency in enumerate(examples.frequency) if frequency == letter]
             table[f"AP{letter}"] = mean(whole[:, :, own]) if own else None
-    for category, name in zip(examples.category_ids, examples.classes, strict=True):
-        if category in ids:
-            table[f"AP/{name}"] = mean(whole[:, :, ids.index(category)])
+    for label, name in enumerate(examples.classes):
+        if (value := mean(whole[:, :, label])) is not None:  # of two classes of one name the one with objects
+            table[f"AP/{name}"] = value
     return {name: value for name, value in table.items() if value is not None}
 
 
