@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import zipfile
 from dataclasses import replace
 
@@ -126,6 +127,41 @@ def test_a_class_that_does_not_exist_is_named_with_its_file(voc_root):
     examples = voc.segmentation(voc_root, "VOC2007:train")
     with pytest.raises(ValueError, match=r"train001.png has a pixel of class 15"):
         [label_image(example, examples) for example in examples.examples]
+
+
+def test_masks_of_0_and_255_are_no_two_classes(voc_root):
+    values = replace(get_transfer("voc-segmentation"), train=("VOC2007:train",), test="VOC2007:test")
+    home = voc_root / "VOCdevkit/VOC2007"
+    (home / "classes.txt").write_text("background\nthing\n")
+    for path in (home / "SegmentationClass").glob("*.png"):
+        Image.fromarray((np.array(Image.open(path)) > 0).astype(np.uint8) * 255).save(path)
+    with pytest.raises(ValueError, match=r"the masks of VOC2007 test hold 0 and 255 only; .* 255 counts"):
+        open_sets(values, voc_root)
+
+
+def test_lists_may_be_saved_by_an_editor_and_names_have_spaces(voc_root):
+    home = voc_root / "VOCdevkit/VOC2007"
+    for old in home / "JPEGImages/train001.jpg", home / "Annotations/train001.xml":
+        old.rename(old.with_stem("my photo"))
+    names = home / "ImageSets/Main/train.txt"
+    text = names.read_text().replace("train001", "my photo")
+    names.write_text(text, encoding="utf-8-sig")
+    examples = voc.detection(voc_root, ("VOC2007:train",))
+    assert [e.image_id for e in examples.examples][:3] == ["train000", "my photo", "train002"]
+    names.write_text(text.replace("\n", "  -1\n"))  # as in the lists of single classes
+    assert voc.detection(voc_root, ("VOC2007:train",)).examples[1].image_id == "my photo"
+    numbered = "".join(f"{number} thing\n" for number in range(21)) + "255 void\n"
+    (home / "classes.txt").write_text(numbered, encoding="utf-8-sig")
+    assert voc.segmentation(voc_root, "VOC2007:test").classes == ("thing",) * 21
+
+
+def test_a_size_that_a_tool_did_not_know_is_the_image_s(voc_root):
+    path = voc_root / "VOCdevkit/VOC2007/Annotations/train001.xml"
+    before = voc.detection(voc_root, ("VOC2007:train",)).examples[1]
+    for width in ("0", f"{before.width}.0"):
+        path.write_text(re.sub(r"<width>[\d.]+", f"<width>{width}", path.read_text()))
+        example = voc.detection(voc_root, ("VOC2007:train",)).examples[1]
+        assert (example.height, example.width) == (before.height, before.width)
 
 
 def test_a_turned_photograph_takes_the_mask_of_the_upright_one(voc_root):

@@ -20,7 +20,7 @@ from moco.training.schedule import linear_scaling
 from moco.transfer import cityscapes, coco, voc
 from moco.transfer.densepose import SurfaceBranch
 from moco.transfer.detector import Detector, c4, dilated_c5, fpn
-from moco.transfer.example import Examples, has_keypoints, has_objects, has_surfaces
+from moco.transfer.example import IGNORED_PIXEL, Examples, has_keypoints, has_objects, has_surfaces
 from moco.transfer.keypoints import KeypointBranch
 from moco.transfer.loader import Loader, Pixels, detection_loader, segmentation_loader
 from moco.transfer.masks import MaskBranch
@@ -79,8 +79,7 @@ def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
     """
     train, test = _open(values, root, values.train), _open(values, root, (values.test,))
     if values.layout == "voc-segmentation":  # a mask that cannot be measured on is told of before training
-        for example in test.examples:
-            label_image(example, test)
+        _require_classes(test)
     if train.classes != test.classes:
         raise ValueError(f"{train.name} and {test.name} do not have the same classes")
     if values.layout == "keypoints":
@@ -90,6 +89,16 @@ def open_sets(values: TransferRecipe, root: str | Path) -> Sets:
     elif values.heads.model != "fcn":
         train = train.only(has_objects, "shows an object that is no crowd")
     return Sets(train, test)
+
+
+def _require_classes(test: Examples) -> None:
+    """Refuse masks that cannot be measured on, such as those of 0 and 255, where every object is void."""
+    found = {number for example in test.examples for number in label_image(example, test).unique().tolist()}
+    if len(found - {IGNORED_PIXEL}) < 2:
+        raise ValueError(
+            f"the masks of {test.name} hold {' and '.join(map(str, sorted(found)))} only; a pixel holds the "
+            f"number of its class, from 0, and {IGNORED_PIXEL} counts nowhere"
+        )
 
 
 def _open(values: TransferRecipe, root: str | Path, splits: tuple[str, ...]) -> Examples:

@@ -1,5 +1,6 @@
 """PASCAL VOC as its owners ship it: boxes for detection, class masks for segmentation, SBD's additions."""
 
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -85,7 +86,9 @@ def _read(image: Path, annotation: Path, image_id: str, classes: tuple[str, ...]
     boxes, labels, difficult = [], [], []
     try:
         tree = ET.parse(annotation).getroot()
-        width, height = (int(_text(tree, f"size/{side}")) for side in ("width", "height"))
+        width, height = (int(float(_text(tree, f"size/{side}"))) for side in ("width", "height"))
+        if not width or not height:  # what some tools write who do not know it
+            width, height = _size(image)
         for thing in tree.iter("object"):
             if (name := _text(thing, "name")) not in classes:
                 raise ValueError(f"unknown class {name!r}; there are {', '.join(classes)}")
@@ -128,15 +131,16 @@ def _home(root: Path, year: str) -> Path:
 
 def _ids(path: Path) -> list[str]:
     require_files([path], "list of images")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    if not ids:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not lines:
         raise ValueError(f"{path} names no image")
-    return ids
+    marked = all(re.search(r"\s(-1|0|1)$", line) for line in lines)  # the lists of single classes
+    return [line.rsplit(maxsplit=1)[0] for line in lines] if marked else lines
 
 
 def _names(path: Path) -> tuple[str, ...]:
     """Names of classes, one in a line, after their number where there is one; 255 is no class."""
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     numbered = all(len(line) > 1 and line[0].isdigit() for line in lines)
     if not numbered:
         return tuple(" ".join(line) for line in lines)
