@@ -244,11 +244,15 @@ def states(net, small, top):
         "solo-learn": ({"state_dict": {f"backbone.{k}": v for k, v in net.state_dict().items()}}, net),
         "torchvision": (dict(net.state_dict()) | {"fc.weight": torch.zeros(1000, 64)}, net),
         "compiled": ({f"_orig_mod.module.{k}": v for k, v in net.state_dict().items()}, net),
+        "compiled-inside": (
+            {"state_dict": numbered(net, "model.backbone._orig_mod.", (0, 1, 4, 5, 6, 7))}, net,
+        ),
+        "wrapped-inside": ({f"encoder_q.module.{k}": v for k, v in net.state_dict().items()}, net),
     }  # fmt: skip
 
 
 NAMES = ["released", "v3", "demo", "lightly-numbered", "lightly-own-resnet", "lightly-reference"]
-NAMES += ["solo-learn", "torchvision", "compiled"]
+NAMES += ["solo-learn", "torchvision", "compiled", "compiled-inside", "wrapped-inside"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -296,6 +300,7 @@ def test_solo_learns_stem_keeps_its_two_pixels_of_padding(tmp_path):
     [
         ({"state_dict": {"vit.weight": torch.zeros(1)}}, "no residual network that is understood"),
         ([1], "holds no state dict but a list"),
+        ({"student": {"conv1.weight": torch.zeros(1)}, "epoch": 3}, "holds no tensors where a state dict"),
         ({"args": Path("x")}, "without running code"),
     ],
 )

@@ -1,5 +1,7 @@
 """Where fine-tuning starts: what a file says of itself, whoever wrote it."""
 
+import argparse
+
 import pytest
 import torch
 
@@ -69,3 +71,18 @@ def test_a_checkpoint_of_the_released_code_is_a_start(tmp_path):
 def test_a_stem_that_pads_more_is_refused(tmp_path):
     with pytest.raises(ValueError, match="its first convolution pads by 2"):
         open_start(str(backbone(tmp_path / "one", stem_padding=2)), Trunk())
+
+
+def test_supervised_weights_are_read_as_training_scripts_save_them(tmp_path):
+    net, _ = trunk("resnet10", width=4, stem="small", channels=3)
+    whole = net.state_dict() | {"fc.weight": torch.zeros(10, 32), "fc.bias": torch.zeros(10)}
+    values, path = Trunk(arch="resnet10", width=4, stem="small"), tmp_path / "model_89.pth"
+    compiled = {f"module._orig_mod.{name}": tensor for name, tensor in whole.items()}
+    for content in whole, {"model": whole, "epoch": 89}, {"state_dict": compiled}:
+        torch.save(content, path)
+        state = open_start(f"supervised:{path}", values).state
+        assert state.keys() == net.state_dict().keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
+    torch.save({"model": whole, "args": argparse.Namespace(epochs=90)}, path)
+    with pytest.raises(ValueError, match=r"model_89.pth cannot be read without running code that is in it"):
+        open_start(f"supervised:{path}", values)

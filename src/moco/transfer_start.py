@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from moco import recipe_file
 from moco.encoder import trunk
 from moco.export.backbone import backbone_metadata, load_backbone, own_metadata
+from moco.export.foreign import named_tensors
 from moco.export.target import pixel_statistics
 from moco.recipe import mechanism
 from moco.transfer.loader import Pixels
@@ -112,24 +112,13 @@ def _row(path: Path, about: dict[str, Any]) -> str:
 def _supervised(spec: str, path: Path, values: Trunk) -> Start:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; --init supervised:FILE takes torchvision's weights")
-    about = None
-    if path.suffix == ".safetensors":
-        content: dict[str, Any] = load_file(str(path))
-        about = own_metadata(path)
-    else:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    pixels = IMAGENET
+    about, pixels = own_metadata(path), IMAGENET
     if about is not None:
         if (made := _maker(about)) not in ("supervised", "torchvision", ""):
             raise ValueError(f"{path} says that it was made by {made}; start from it with --init {path}")
         _require_rgb(about, path)
         values, pixels = _trunk(about, values), _pixels(about)
-    content = content.get("state_dict", content)
-    state = {
-        name.removeprefix("module."): tensor
-        for name, tensor in content.items()
-        if not name.removeprefix("module.").startswith("fc.")
-    }
+    state = {name: tensor for name, tensor in named_tensors(path).items() if not name.startswith("fc.")}
     return Start("supervised", spec, values, pixels, _checked(state, values, path))
 
 

@@ -58,7 +58,7 @@ def read_foreign(path: Path) -> Foreign:
     Raises:
         ValueError: if no residual network is found in it, or one this package does not know.
     """
-    tensors = {re.sub(r"^(module\.|_orig_mod\.|model\.)+", "", k): v for k, v in _tensors(path).items()}
+    tensors = named_tensors(path)
     encoders = (
         (origin, _torchvision_names({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}))
         for p, origin in _ORIGINS.items()
@@ -92,8 +92,19 @@ def head_kind(head: dict[str, Tensor], features: int) -> tuple[str, int] | None:
     return None
 
 
+def named_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, wherever in it they stand, without the names that DDP and torch.compile add.
+
+    Raises:
+        ValueError: if it cannot be read without running code, or holds none.
+    """
+    inside = {re.sub(r"(^|\.)((module|_orig_mod)\.)+", r"\1", k): v for k, v in _tensors(path).items()}
+    if not inside:
+        raise ValueError(f"{path} holds no tensors where a state dict has them; save the state dict alone")
+    return {re.sub(r"^(model\.)+", "", name): tensor for name, tensor in inside.items()}
+
+
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, wherever in it they stand."""
     if path.suffix == ".safetensors":
         return load_file(str(path))
     try:
