@@ -87,6 +87,14 @@ def test_impossible_votes_are_refused(options, message):
         knn_predict(torch.randn(2, 3), torch.randn(9, 3), torch.zeros(9, dtype=torch.long), **options)
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_features_that_are_not_finite_are_worth_no_number(broken):
+    features = [torch.randn(2, 3), torch.randn(9, 3)]
+    features[broken][1, 2] = torch.nan
+    with pytest.raises(ValueError, match="the features are not finite; the checkpoint is broken"):
+        knn_predict(*features, torch.zeros(9, dtype=torch.long), k=3)
+
+
 @pytest.fixture
 def encoder_and_sets():
     data = tiny_data()

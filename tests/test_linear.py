@@ -223,6 +223,8 @@ def test_a_trunk_that_moves_is_noticed():
         (lambda f, y: train_linear(f[None] * torch.nan, y, 3, lrs=[1], weight_decays=[0]), "not finite"),
         (lambda f, y: logistic_regression(f[None] / 0, y[None], 3, torch.ones(1, 1)), "not finite"),
         (lambda f, y: logistic_regression(f[None], y[None], 3, torch.zeros(1, 1)), "above 0, got 0"),
+        (lambda f, y: fit_predict(f[None], y[None], 3, f * torch.nan), "not finite"),
+        (lambda f, y: linear_grid(f[None], y, f * torch.nan, y), "not finite"),
         (lambda f, y: linear_grid(f[None, :10], y[:10], f, y), "at least 20 labelled images, got 10"),
         (lambda f, y: LinearProtocol(lr=0), "lr must be above 0"),  # noqa: ARG005
         (lambda f, y: LinearProtocol(epochs=0), "epochs must be at least 1"),  # noqa: ARG005

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moco.encoder import Encoder
 from moco.evaluate.features import extract
+from moco.evaluate.logistic import check_finite
 from moco.processor import product_with
 
 _QUERIES, _BANK = 125, 65_536  # rows of similarities held at once: 32 MB, which malloc keeps
@@ -37,7 +38,7 @@ def knn_predict(
         The class of each query; the lower number where votes are equal.
 
     Raises:
-        ValueError: if k or the temperature is out of range.
+        ValueError: if k or the temperature is out of range, or the features are not finite.
 
     Source: Wu et al. 2018, Section 3.4; k = 200 and T = 0.1 are those of the released CIFAR-10 demo.
     """
@@ -45,6 +46,8 @@ def knn_predict(
         raise ValueError(f"k must be between 1 and the {len(bank)} images of the bank, got {k}")
     if not temperature > 0:
         raise ValueError(f"the temperature must be above 0, got {temperature}")
+    for features in queries, bank:  # a NaN is no neighbour, and would be voted on all the same
+        check_finite(features)
     bank, classes = F.normalize(bank.detach(), dim=1), int(labels.max()) + 1
     queries = F.normalize(queries.detach(), dim=1)
     # one piece of memory for all products: fresh pages would take a quarter of their time

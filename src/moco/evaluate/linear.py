@@ -157,8 +157,10 @@ def linear_grid(
     groups; test images never take part in it.
 
     Raises:
-        ValueError: if there are too few images to hold a tenth out, or no setting converged.
+        ValueError: if there are too few images to hold a tenth out, features are not finite, or no setting
+            converged.
     """
+    check_finite(test_features)
     if len(labels) < 20:
         raise ValueError(f"a grid search needs at least 20 labelled images, got {len(labels)}")
     classes = int(labels.max()) + 1

@@ -124,7 +124,11 @@ def fit_predict(
         queries: features to classify, the same for all problems.
         groups: of the labelled images, such as patients: none is on both sides of the validation.
         penalties: to choose from.
+
+    Raises:
+        ValueError: if features of labelled images or queries are not finite.
     """
+    check_finite(queries)
     standard = [standardise(f, queries) for f in features]
     features = torch.stack([train for train, _ in standard])
     folds = stratified_folds(labels, classes, groups)
