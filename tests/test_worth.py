@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from moco import assess
 from moco.assess import raw_pixels
@@ -268,6 +269,14 @@ def test_weights_from_elsewhere_are_fed_as_they_ask(run, tmp_path):
     assert next(iter(start_images(start, setting))).shape[-1] == 224
     with pytest.raises(ValueError, match="does not hold torchvision/resnet34"):
         choose_start(setting, f"torchvision/resnet34:{file}")
+    weights = {
+        f"module.{name}": tensor.contiguous() for name, tensor in start.encoder.trunk.state_dict().items()
+    }
+    torch.save({"model": weights, "epoch": 89}, file)  # as training scripts save them
+    save_file(torch.load(file)["model"], tmp_path / "r18.safetensors")  # and as timm's are shipped
+    for again in file, tmp_path / "r18.safetensors":
+        other = choose_start(setting, f"torchvision/resnet18:{again}")
+        assert other.fingerprint() == start.fingerprint()
     trunk = load_backbone(run / "backbone.safetensors")
     state = {f"module.encoder_q.{name}": tensor for name, tensor in trunk.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "released.pth")

@@ -15,6 +15,7 @@ from moco.encoder import Encoder
 from moco.evaluate.features import Features, calibrate, extract
 from moco.evaluate.finetune import Classifier
 from moco.export.backbone import backbone_metadata, load_backbone
+from moco.export.foreign import named_tensors
 from moco.images import Data, Portion, check_form, open_like, portions
 from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
@@ -169,14 +170,15 @@ def other_start(setting: Setting, path: str, *, name: str | None = None) -> Star
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file does not hold that network, or takes images of other channels or depth.
+        ValueError: if the file does not hold that network, cannot be read without running code, or takes
+            images of other channels or depth.
     """
     library, _, file = path.partition(":")
     if library.startswith(("torchvision/", "timm/")) and file:
         if not Path(file).is_file():
             raise FileNotFoundError(f"there is no file {file}")
         trunk, _ = encoders.trunk(library, channels=setting.channels)
-        _load(trunk, torch.load(file, map_location="cpu", weights_only=True), library, file)
+        _load(trunk, named_tensors(Path(file)), library, file)
         size, mean, std, range = 224, IMAGENET_MEAN, IMAGENET_STD, setting.values.views.range
     else:
         where = Path(path) if Path(path).is_file() else Path(path) / "backbone.safetensors"
