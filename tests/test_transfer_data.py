@@ -129,6 +129,22 @@ def test_a_class_that_does_not_exist_is_named_with_its_file(voc_root):
         [label_image(example, examples) for example in examples.examples]
 
 
+def test_boxes_of_other_classes_than_voc_s_take_classes_txt(voc_root):
+    home = voc_root / "VOCdevkit/VOC2007"
+    before = voc.detection(voc_root, ("VOC2007:train",)).examples[0].objects.labels
+    for path in (home / "Annotations").glob("*.xml"):
+        path.write_text(path.read_text().replace("<name>cat", "<name>ripe apple"))
+    with pytest.raises(ValueError, match=r"unknown class 'ripe apple'; .* classes.txt beside Annotations"):
+        voc.detection(voc_root, ("VOC2007:train",))
+    (home / "classes.txt").write_text("background\nperson\nripe apple\ndog\n")
+    examples = voc.detection(voc_root, ("VOC2007:train",))
+    assert examples.classes == ("person", "ripe apple", "dog")
+    first = examples.examples[0].objects.labels
+    assert [examples.classes[label] for label in first.tolist()] == [
+        voc.CLASSES[label].replace("cat", "ripe apple") for label in before.tolist()
+    ]
+
+
 def test_masks_of_0_and_255_are_no_two_classes(voc_root):
     values = replace(get_transfer("voc-segmentation"), train=("VOC2007:train",), test="VOC2007:test")
     home = voc_root / "VOCdevkit/VOC2007"

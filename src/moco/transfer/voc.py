@@ -17,19 +17,19 @@ CLASSES = (
 _ORIENTATION, _ON_ITS_SIDE = 274, range(5, 9)  # EXIF's tag, and its values that swap the sides
 
 
-def detection(root: str | Path, splits: tuple[str, ...], classes: tuple[str, ...] = CLASSES) -> Examples:
-    """Images with boxes.
+def detection(root: str | Path, splits: tuple[str, ...]) -> Examples:
+    """Images with boxes, of VOC's classes, or of those in `classes.txt` where a year has one.
 
     Args:
         root: the folder of VOCdevkit, or VOCdevkit itself.
         splits: such as ("VOC2007:trainval", "VOC2012:trainval").
-        classes: names in label order.
 
     Raises:
         FileNotFoundError: naming the file that is wanted.
-        ValueError: if an annotation names a class that is not there, or has no image size or box.
+        ValueError: if an annotation names a class that is not there, or has no image size or box, or the
+            years have other classes.
     """
-    sets = [_detection(Path(root), *_year(split), classes) for split in splits]
+    sets = [_detection(Path(root), *_year(split)) for split in splits]
     joined = sets[0]
     for other in sets[1:]:
         joined = joined.join(other)
@@ -69,8 +69,10 @@ def segmentation(root: str | Path, split: str, classes: tuple[str, ...] | None =
     return Examples(f"{folder.name} {name}", classes, tuple(examples), folder)
 
 
-def _detection(root: Path, year: str, name: str, classes: tuple[str, ...]) -> Examples:
+def _detection(root: Path, year: str, name: str) -> Examples:
     folder = _home(root, year)
+    names = folder / "classes.txt"  # which may begin with segmentation's background
+    classes = tuple(n for n in _names(names) if n != "background") if names.is_file() else CLASSES
     ids = _ids(folder / "ImageSets/Main" / f"{name}.txt")
     images = [folder / "JPEGImages" / f"{i}.jpg" for i in ids]
     annotations = [folder / "Annotations" / f"{i}.xml" for i in ids]
@@ -91,7 +93,10 @@ def _read(image: Path, annotation: Path, image_id: str, classes: tuple[str, ...]
             width, height = _size(image)
         for thing in tree.iter("object"):
             if (name := _text(thing, "name")) not in classes:
-                raise ValueError(f"unknown class {name!r}; there are {', '.join(classes)}")
+                raise ValueError(
+                    f"unknown class {name!r}; there are {', '.join(classes)}. Other classes are named in "
+                    "classes.txt beside Annotations, one in a line"
+                )
             left, top, right, bottom = (
                 float(_text(thing, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
             )
