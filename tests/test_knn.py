@@ -3,13 +3,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
+from moco.assess import measure_knn
 from moco.build import build_encoder, resolve
-from moco.encoder import Encoder
+from moco.encoder import Encoder, trunk
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
 from moco.evaluate.knn import _largest, accuracy, knn, knn_predict
+from moco.export.backbone import backbone_bytes
 from moco.images import labelled, portions
 from tiny import tiny_data, tiny_recipe
 
@@ -165,3 +168,15 @@ def test_without_test_images_every_fifth_is_a_query():
     assert [len(part.labels) for part in portions(type(data)(data.train, None), 0)] == [50, 50]
     data.train.labels = None
     assert labelled(resolve(tiny_recipe(), data, CPU), data, CPU) is None
+
+
+def test_too_few_images_are_not_called_unlabelled(tmp_path):
+    net, _ = trunk("resnet10", width=4, stem="small")
+    about = {"arch": "resnet10", "width": 4, "stem": "small", "channels": 3, "size": 32}
+    about |= {"mean": [0.5] * 3, "std": [0.25] * 3}
+    (tmp_path / "b.safetensors").write_bytes(backbone_bytes(net, about))
+    for name in "cats", "dogs":  # the usual first try: an image of each class
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "photos" / name / "1.png")
+    with pytest.raises(ValueError, match="photos has too few labelled images to learn from some and test"):
+        measure_knn(tmp_path / "b.safetensors", data=str(tmp_path / "photos"))

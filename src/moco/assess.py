@@ -57,7 +57,9 @@ def measure_knn(
     images = open_like(spec, values.reading, listed, weights.about)
     found = portions(images, values.seed)
     if found is None:
-        raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
+        if any(s is not None and s.labels is None for s in (images.train, images.test)):
+            raise ValueError(f"{spec} has no labels; kNN needs class folders or a labels array")
+        raise ValueError(f"{spec} has too few labelled images to learn from some and test on others")
     bank, queries = (portion.plain(values, where) for portion in found)
     count = len(bank.classes)
     k = min(values.monitor.k, count) if k is None else k
