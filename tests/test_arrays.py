@@ -31,7 +31,7 @@ def test_arrays(tmp_path, shape):
     [
         ((6, 3, 32, 32), True), ((6, 1, 28, 28), True), ((6, 4, 20, 30), True), ((6, 3, 5, 5), True),
         ((6, 3, 4, 8), False), ((6, 4, 4, 8), False), ((6, 3, 40, 3), False), ((6, 1, 40, 4), False),
-        ((6, 5, 32, 32), False),
+        ((6, 13, 32, 32), True), ((6, 2, 20, 30), True), ((6, 13, 20, 30), False), ((6, 32, 32, 32), False),
     ],
 )  # fmt: skip
 def test_arrays_with_channels_first_are_refused(tmp_path, shape, refused):

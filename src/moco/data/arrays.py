@@ -21,8 +21,8 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def open_arrays(path: Path, split: str) -> Source | None:
     """The arrays images, labels and groups of an .npz file, or test_images and so on; or those of an .npy.
 
-    Images of 1, 3 or 4 rows, of at least 8 columns or as many as channels, and of more than 4 channels are
-    taken for images with their channels first, and refused.
+    Images of 1 to 4 rows, of at least 8 columns and of more than 4 channels are taken for images with their
+    channels first, and refused; so are those that have as many channels as columns, and fewer rows.
 
     Raises:
         ValueError: if it holds no such arrays, or is cut short; or if no training image has the label of a
@@ -44,9 +44,9 @@ def open_arrays(path: Path, split: str) -> Source | None:
             return None
         raise ValueError(f"{path} has no array 'images', it has {', '.join(found)}")
     pixels = arrays[images]
-    if pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4) and pixels.shape[3] > 4:
-        rows, columns = pixels.shape[2:]
-        if rows == columns or rows >= 8:
+    if pixels.ndim == 4 and pixels.shape[3] > 4:
+        rows, columns, channels = pixels.shape[1:]
+        if rows < columns == channels or (rows <= 4 and columns >= 8):
             raise ValueError(
                 f"{path} must have the channels of {images} last, got an array of shape {pixels.shape}: save "
                 f"np.moveaxis({images}, 1, -1)"
