@@ -60,6 +60,17 @@ def test_column_names_and_values_of_tables_may_have_spaces_and_capitals(tmp_path
     assert test.labels.tolist() == [0]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_rows_that_a_spreadsheet_left_empty_are_no_images(tmp_path, delimiter):
+    """Whoever deletes the content of rows there keeps the delimiters in the file."""
+    write(tmp_path, "a.png", "b.png")
+    lines = ["path,label", "a.png,cat", ",", " , ", "b.png,dog", ",", ","]
+    (tmp_path / "table.csv").write_text("\r\n".join(lines).replace(",", delimiter))
+    train = open_source(str(tmp_path / "table.csv"))
+    assert names(train) == ["a.png", "b.png"]
+    assert train.labels.tolist() == [0, 1]
+
+
 def test_columns_of_parquet_may_have_capitals(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

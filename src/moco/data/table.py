@@ -9,7 +9,7 @@ csv.field_size_limit(2**31 - 1)  # captions are longer than Python expects
 
 
 def read_table(path: Path, *, exact: bool = False) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns of a CSV or TSV file, and its rows, empty lines left out.
+    """The names of the columns of a CSV or TSV file, and its rows, those without any value left out.
 
     Columns are parted by commas, or by semicolons where the first line has these only; in .tsv by tabs.
 
@@ -30,7 +30,7 @@ def read_table(path: Path, *, exact: bool = False) -> tuple[list[str], list[list
         delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter
         lines = csv.reader(file, delimiter=delimiter, skipinitialspace=not exact, strict=exact)
         try:
-            names, *rows = [row for row in lines if row] or [[]]
+            names, *rows = [row for row in lines if any(value.strip() for value in row)] or [[]]
         except csv.Error as error:
             raise ValueError(
                 f"{path} is no table from line {lines.line_num} on: {error}; look for a quotation mark there "
