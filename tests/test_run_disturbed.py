@@ -1,6 +1,7 @@
 """Runs whose surroundings change: other machines, copies, trackers and disks that fail, late signals."""
 
 import os
+import resource
 import shutil
 import signal
 
@@ -10,7 +11,8 @@ import moco
 from moco import launch, processor
 from moco.data.reading import Reading
 from moco.run_folder import read_run
-from moco.training.journal import Journal
+from moco.training.journal import Journal, read
+from moco.training.observer import Audience
 from moco.world import Solo
 from shard_images import image
 from test_run import StopAfter, assert_same_runs, finished, save_arrays  # noqa: F401
@@ -54,6 +56,20 @@ def test_a_tracker_that_fails_does_not_end_the_run(finished, tmp_path):  # noqa:
     assert "the server is away" in told
 
 
+def test_trackers_that_fail_together_do_not_end_the_run():
+    """The disk of both is full; the second fails when it is told of the first."""
+
+    class Mute(Tracker):
+        def say(self, sentence):
+            raise ConnectionError("nobody listens")
+
+    watch = StopAfter(-1)
+    audience = Audience([Tracker(1), Mute(1), watch])
+    audience.row({"step": 1})
+    assert audience.observers == [watch]
+    assert [sentence.split()[0] for sentence in watch.said] == ["Mute", "Tracker"]
+
+
 def test_a_finished_run_that_was_copied_tells_of_itself(finished, tmp_path):  # noqa: F811
     out, data = finished
     copy = shutil.copytree(out, tmp_path / "copy")
@@ -91,6 +107,19 @@ def test_a_disk_that_was_full_costs_no_row_of_either_file(tmp_path, monkeypatch)
     listed = (tmp_path / "quarantine.jsonl").read_text().splitlines()
     assert ["a.png" in listed[0], "b.png" in listed[1], len(listed)] == [True, True, 2]
     assert [row["step"] for row in Journal(tmp_path, 2).rows] == [1, 2]
+
+
+def test_a_disk_that_was_full_costs_no_later_time(tmp_path):
+    journal = Journal(tmp_path, 0)
+    journal.write_timing({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "timing.jsonl").stat().st_size + 5, before[1]))
+    try:
+        journal.write_timing({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.write_timing({"step": 3})
+    assert [row["step"] for row in read(tmp_path / "timing.jsonl")] == [1, 3]
 
 
 def test_only_the_first_process_needs_the_run_folder(tmp_path):

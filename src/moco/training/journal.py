@@ -74,8 +74,8 @@ class Journal:
         """Append a row of wall-clock measurements."""
         if self.folder is None:
             return
-        with contextlib.suppress(OSError), open(self.timing_path, "a", encoding="utf-8") as file:
-            file.write(_line(row))
+        with contextlib.suppress(OSError):
+            _append(self.timing_path, _line(row))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -47,6 +47,8 @@ class Audience(Observer):
 
     def _tell(self, act: Callable[[Observer], None]) -> None:
         for observer in list(self.observers):
+            if observer not in self.observers:  # it failed when it was told of another
+                continue
             try:
                 act(observer)
             except Exception as error:
