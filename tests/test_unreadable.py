@@ -27,7 +27,7 @@ from moco.data.reading import Reading
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.features import pixels
-from moco.recipe import MomentumQueue, Recipe
+from moco.recipe import MomentumQueue, Monitor, Recipe
 from moco.report import page
 from moco.starts import open_setting
 from moco.weights import images_of, open_weights
@@ -258,7 +258,7 @@ def labelled_run(tmp_path_factory):
     for name in "a/03.png", "a/04.png", "b/11.png":
         (data / name).write_bytes((data / name).read_bytes()[:200])
     listed.write_text('{"file": "a/03.png"}\n{"file": "b/11.png"}\n')
-    values = tiny_recipe(reading=Reading(budget=0.1), epochs=1, dictionary=QUEUE)
+    values = tiny_recipe(reading=Reading(budget=0.1), epochs=1, dictionary=QUEUE, monitor=Monitor(k=90))
     moco.pretrain(values, data=str(data), out=folder / "run", quarantine=listed)
     return folder / "run", data
 
@@ -287,6 +287,17 @@ def test_a_run_s_quarantine_holds_wherever_its_own_images_are_used(labelled_run,
     monkeypatch.setattr(page, "build_atlas", lambda _, source, **__: used.append(source))
     page.write_report([out], data.parent / "report.html")
     assert [len(source) for source in used] == [58, 58]
+
+
+def test_the_last_table_and_its_page_tell_the_neighbours_that_voted(labelled_run):
+    """Fewer than the recipe asks for, of a small set."""
+    out, _ = labelled_run
+    values, told = recipe_file.read(out / "recipe.toml")[0], json.loads((out / "result.json").read_text())
+    votes = len(open_setting(out).train.labels)
+    assert told["knn"]["k"] == votes < values.monitor.k
+    text = (out / "report.html").read_text()
+    assert f"A vote of the {votes} nearest neighbours" in text
+    assert f"(k = {votes}, T = {values.monitor.temperature}, last step" in text
 
 
 def test_other_images_are_not_quarantined(labelled_run, tmp_path):

@@ -102,9 +102,10 @@ def finish(
     table: dict[str, float] = {}
     if (sets := _measured(values, data, device)) is not None:
         say(f"measuring kNN on {len(sets[0].labels):,} + {len(sets[1].labels):,} labelled images")
-        k, temperature = min(values.monitor.k, len(sets[0].labels)), values.monitor.temperature
+        k, temperature = values.monitor.k, values.monitor.temperature
         trained = knn(run.f_q, *sets, k=k, temperature=temperature)
         table = {name.replace("knn", "trained"): value for name, value in trained}
+        k = min(k, len(sets[0].labels))  # of the images that could be read
         table |= {**dict(baselines(values, data, device)), "k": k, "temperature": temperature}
     trim()
     plot_curves(out / "curves.png", rows, run.interpreter, baselines=table, title=values.name)

@@ -88,6 +88,7 @@ def render(facts: list[RunFacts], atlas: Atlas | None = None, why_not: str = "")
         sentence=_sentence(run) if len(facts) == 1 else "",
         tiles=_tiles(run) if len(facts) == 1 else [],
         table=_table(facts),
+        votes=_votes(facts),
         notes=run.notes() if len(facts) == 1 else [],
         charts=drawn,
         chart_data=[chart.data() for chart in drawn],
@@ -132,7 +133,7 @@ def _sentence(run: RunFacts) -> str:
     table = run.result.get("knn", {})
     if "trained_trunk" in table and "untrained_trunk" in table and "raw_pixels" in table:
         return (
-            f"A vote of the {run.values.monitor.k} nearest neighbours names the class of "
+            f"A vote of the {table['k']} nearest neighbours names the class of "
             f"{table['trained_trunk']:.1f} % of the images; on the same network untrained it names "
             f"{table['untrained_trunk']:.1f} %, on raw pixels {table['raw_pixels']:.1f} %."
         )
@@ -141,8 +142,8 @@ def _sentence(run: RunFacts) -> str:
     if measured := run.column("knn_trunk"):
         (epoch, value), k = measured[-1], run.values.monitor.k
         return (
-            f"{ended}After {epoch:.4g} epochs, a vote of the {k} nearest neighbours names the class of "
-            f"{value:.1f} % of the images."
+            f"{ended}After {epoch:.4g} epochs, a vote of the nearest neighbours (at most {k}) names the "
+            f"class of {value:.1f} % of the images."
         )
     others = run.interpreter.negatives
     return (
@@ -196,6 +197,12 @@ def _table(facts: list[RunFacts]) -> list[dict[str, Any]]:
         )
         rows.append({"name": f"raw pixels{of}", "trunk": table["raw_pixels"], "output": None})
     return rows
+
+
+def _votes(facts: list[RunFacts]) -> str:
+    """With how many neighbours and which temperature the table was measured."""
+    tables = [run.result["knn"] for run in facts if run.result.get("knn")]
+    return "; ".join(dict.fromkeys(f"k = {of['k']}, T = {of['temperature']}" for of in tables))
 
 
 def _environment(run: RunFacts) -> list[tuple[str, str]]:
