@@ -112,6 +112,16 @@ def test_signed_values_of_a_tiff_are_kept(dtype, channels):
     assert np.array_equal(read(content, form).permute(1, 2, 0).numpy(), array.astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_compressed_numbers_of_a_tiff_are_kept_in_either_order_of_bytes(dtype, byteorder):
+    """Java programs of microscopists write the largest byte first."""
+    array = np.linspace(0, 30_000, 600).astype(dtype).reshape(20, 30)
+    content = tiff(array, photometric="minisblack", byteorder=byteorder, compression="deflate")
+    form = GREY16 if dtype == np.uint16 else Form(1, torch.float32)
+    assert np.array_equal(read(content, form)[0].numpy(), array)
+
+
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_grey_whose_zero_is_white_is_no_negative(bits, orientation):

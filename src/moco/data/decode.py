@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from torch import Tensor
 
 from moco.data.form import Form
@@ -155,6 +155,8 @@ def _by_pillow(
             raise Unreadable(name, f"its decoder says {image.width} x {image.height} pixels of {image.mode}")
         if header.format == "JPEG" and factor > 1:
             image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+        if header.format == "TIFF":
+            _in_native_order(image)
         image.load()
         width, height = image.size
         whole_numbers = header.format in ("PNM", "PNG") and header.depth == 16
@@ -217,6 +219,18 @@ def _tiff(content: bytes, header: Header, reading: Reading, name: str) -> tuple[
             np.subtract(2**page.bitspersample - 1, grey, out=grey)
     array = array[..., None] if array.ndim == 2 else array
     return (array if array.dtype in (np.uint8, np.uint16) else array.astype(np.float32)), header.alpha
+
+
+def _in_native_order(image: ImageFile.ImageFile) -> None:
+    """Have numbers that libtiff unpacks taken in this machine's order of bytes, in which it gives them.
+
+    Pillow does so for unsigned 16 bits only, and takes others in the order of the file.
+    """
+    for number, tile in enumerate(image.tile):
+        if tile.codec_name == "libtiff" and isinstance(tile.args, tuple):
+            mode, *others = tile.args
+            native = re.sub(";(16|32)B", r";\1N", mode)
+            image.tile[number] = tile._replace(args=(native, *others))
 
 
 def _black(image: Image.Image) -> int:
