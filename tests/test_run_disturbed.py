@@ -9,8 +9,10 @@ import pytest
 
 import moco
 from moco import launch, processor
+from moco.cli import main
 from moco.data.reading import Reading
-from moco.run_folder import read_run
+from moco.finish import Result
+from moco.run_folder import at_work, read_run
 from moco.training.journal import Journal, read
 from moco.training.observer import Audience
 from moco.world import Solo
@@ -56,6 +58,33 @@ def test_a_tracker_that_fails_does_not_end_the_run(finished, tmp_path):  # noqa:
     assert "the server is away" in told
 
 
+@pytest.mark.parametrize(("asked_to_leave", "code"), [(False, 0), (True, 75)])
+def test_a_tracker_that_cannot_be_ended_leaves_the_exit_code_alone(
+    tmp_path, monkeypatch, capsys, asked_to_leave, code
+):
+    class Away(Tracker):
+        def __init__(self):
+            super().__init__(-1)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *raised):
+            raise ConnectionError("the server is away")
+
+    def pretrain(*_, **__):
+        if asked_to_leave:
+            raise SystemExit(75)
+        return Result("run", 12, 1.0, 0.5, {}, 1.0)
+
+    monkeypatch.setattr(launch, "pretrain", pretrain)
+    monkeypatch.setattr("moco.cli.pretrain._records", lambda _: [Away()])
+    with pytest.raises(SystemExit) as stopped:
+        main(["pretrain", "cpu", "--data", "x", "--out", str(tmp_path / "run")])
+    assert stopped.value.code == code
+    assert "Away could not be ended: the server is away" in capsys.readouterr().err
+
+
 def test_trackers_that_fail_together_do_not_end_the_run():
     """The disk of both is full; the second fails when it is told of the first."""
 
@@ -92,6 +121,25 @@ def test_a_run_that_is_asked_to_leave_while_it_finishes_goes_on(finished, tmp_pa
     moco.pretrain(tiny_recipe(), data=data, out=tmp_path / "run")
     assert_same_runs(out, tmp_path / "run")
     assert not (tmp_path / "run" / "stopped").exists()
+
+
+def test_a_note_that_finds_no_room_leaves_the_exit_code_alone(tmp_path):
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(SystemExit) as stopped, at_work(tmp_path, first=True):
+        raise SystemExit(75)
+    assert stopped.value.code == 75
+
+
+def test_rows_that_a_resumed_run_keeps_are_on_the_disk_before_they_take_the_place_of_the_old(
+    tmp_path, monkeypatch
+):
+    """Else a reboot may find a journal without any beside checkpoints that are whole."""
+    for name in "journal", "timing":
+        (tmp_path / f"{name}.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+    inodes = set()
+    monkeypatch.setattr(os, "fsync", lambda file: inodes.add(os.fstat(file).st_ino))
+    Journal(tmp_path, 1)
+    assert {os.stat(tmp_path / f"{name}.jsonl").st_ino for name in ("journal", "timing")} <= inodes
 
 
 def test_a_disk_that_was_full_costs_no_row_of_either_file(tmp_path, monkeypatch):

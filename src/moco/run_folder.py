@@ -53,7 +53,8 @@ def at_work(out: Path, *, first: bool) -> Iterator[None]:
 def leave_note(out: Path, left: SystemExit) -> None:
     """Say in a run folder that the run waits to be continued, if it was asked to leave."""
     if left.code == EXIT_CODE:
-        (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
+        with contextlib.suppress(OSError):  # a full disk; the exit code says it too
+            (out / STOPPED).write_text(f"asked to leave; exit code {left.code}; to be continued\n")
 
 
 def read_run(out: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,7 +102,9 @@ def run(words: list[str]) -> int:
     if "quarantine" in embedded and not any(word.split("=")[0] == "--quarantine" for word in words):
         quarantine = quarantine if locate(call.data) == locate(embedded["data"]) else None  # of other images
     with _terminal() as terminal, contextlib.ExitStack() as records:
-        observers = [records.enter_context(record) for record in _records(call)]
+        observers = _records(call)
+        for record in observers:
+            records.push(_closing(record.__enter__(), terminal.say))
         result = pretrain(
             call.recipe,
             data=call.data,
@@ -161,6 +164,18 @@ def _terminal() -> Any:
     from moco.console import Terminal
 
     return Terminal()
+
+
+def _closing(record: Any, say: Callable[[str], None]) -> Callable[..., None]:
+    """The end of a record; one that cannot be ended does not change how the run did."""
+
+    def close(*raised: Any) -> None:
+        try:
+            record.__exit__(*raised)
+        except Exception as error:
+            say(f"{type(record).__name__} could not be ended: {error}")
+
+    return close
 
 
 def _records(call: Pretrain) -> list[Any]:

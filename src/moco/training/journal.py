@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from moco.files import write_atomically
+
 
 class Journal:
     """Rows of one run, each with the step after which it was written.
@@ -29,9 +31,7 @@ class Journal:
         self.rows = [row for row in read(self.path) if row["step"] <= step]
         for path in self.path, self.timing_path:
             kept = [row for row in read(path) if row["step"] <= step]
-            aside = path.with_suffix(".tmp")
-            aside.write_text("".join(_line(row) for row in kept))
-            aside.replace(path)
+            write_atomically(path, "".join(_line(row) for row in kept).encode())
         if self.quarantine_path is not None:
             self.quarantine_path.unlink(missing_ok=True)
         self.listed = 0
