@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import moco
 from moco import recipe_file
@@ -15,6 +16,7 @@ from moco.cli import main
 from moco.console import Terminal
 from moco.recipes import RECIPES
 from moco.run_folder import leave_note, read_run
+from moco.studies import STUDIES, cores
 from test_run import save_arrays
 
 TINY = [
@@ -177,6 +179,23 @@ def test_a_recipe_file_reproduces_a_run(run, tmp_path):
     assert (tmp_path / "again/backbone.safetensors").read_bytes() == (
         out / "backbone.safetensors"
     ).read_bytes()
+
+
+def test_a_tilde_is_the_users_folder_wherever_it_stands(tmp_path, monkeypatch):
+    """Shells leave that of --out=~/runs alone, and so does Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    call("pack", "~/images", "--out=~/shards")
+    assert (tmp_path / "shards" / "shards.tsv").exists()
+    for begin in (
+        lambda: moco.pretrain("cpu", data="procedural", out="~/images"),
+        lambda: moco.run_study(STUDIES["batch"](cores()), data="procedural", out="~/images"),
+    ):
+        with pytest.raises(FileExistsError, match=f"^{tmp_path}/images"):
+            begin()
+    assert not (tmp_path / "~").exists()
 
 
 def test_help_and_lists(capsys):

@@ -339,6 +339,9 @@ def test_names_are_looked_for_here_and_on_the_shelf(folder, tmp_path, monkeypatc
     assert locate("none") == "none"
     (tmp_path / "cifar-10-batches-py").mkdir()
     assert locate("cifar10") == str(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert locate("torchvision:FashionMNIST:images") == f"torchvision:FashionMNIST:{folder}"
+    assert locate("torchvision:FashionMNIST") == "torchvision:FashionMNIST"
     assert len(open_source("images")) == 12
     with pytest.raises(FileNotFoundError, match=r"there is no nothing, here or under \$MOCO_DATA"):
         open_source("nothing")

@@ -82,7 +82,7 @@ def pretrain(
     """
     recipe = get(recipe) if isinstance(recipe, str) else recipe
     spec = locate(data), str(Path(quarantine).resolve()) if quarantine else ""
-    out = Path(out)
+    out = Path(out).expanduser()
     with processes.joined(time_limit=time_limit) as world:
         where = choose_device(device, world)
         world.first(lambda: refuse_foreign(out))
@@ -111,7 +111,7 @@ def resume(
         FileNotFoundError: if the folder holds no run or the images are gone.
         ValueError: if the images have changed.
     """
-    out = Path(out)
+    out = Path(out).expanduser()
     with processes.joined(time_limit=time_limit) as world:
         values, run = world.first(lambda: read_run(out))
         spec = run["data"] if data is None else locate(data), own_list(out, run)

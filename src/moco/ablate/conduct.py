@@ -16,7 +16,7 @@ from moco.ablate.estimate import parameters, survey
 from moco.ablate.execute import Machine, execute
 from moco.ablate.plan import Plan
 from moco.ablate.table import costs, write
-from moco.data.open import EMBEDDED
+from moco.data.open import locate
 from moco.images import Data, open_data
 from moco.launch import choose_device
 from moco.processor import Precision, settled
@@ -125,10 +125,9 @@ def _prepare(
     study: Study, data: str, out: str | Path, seeds: Sequence[int], machine: Machine, *, timed: bool
 ) -> tuple[Plan, Machine, Data, dict[str, float]]:
     """Everything that can be wrong with a call is found here, before anything is written."""
-    if data not in EMBEDDED and (path := Path(data).expanduser()).exists():
-        data = str(path.resolve())
+    data = locate(data)
     device, *_ = [choose_device(name) for name in machine.devices]
-    plan = Plan(study, data, tuple(seeds), Path(out))
+    plan = Plan(study, data, tuple(seeds), Path(out).expanduser())
     images = open_data(data)
     machine = replace(machine, threads=plan.about().get("threads", machine.threads))
     plan = replace(plan, study=_in_precision(study, _precision(plan, machine)))

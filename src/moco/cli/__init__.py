@@ -63,7 +63,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(map(_from_home, sys.argv[1:] if arguments is None else arguments))
     heap.keep()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be what no terminal can show
@@ -77,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 141
     sys.exit(code)
+
+
+def _from_home(word: str) -> str:
+    """A word with the user's folder for ~, also in --out=~/runs, where most shells leave it: it would be made
+    as a folder of that name."""
+    flag, sign, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + sign + os.path.expanduser(value)
 
 
 def _nobody_reads() -> bool:

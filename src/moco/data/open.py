@@ -27,8 +27,11 @@ def locate(spec: str) -> str:
     A relative path is looked for here and then under the folder $MOCO_DATA, and so is "cifar10" or
     "cifar100" as torchvision stores them.
     """
-    if spec in EMBEDDED or spec.startswith("torchvision:"):
+    if spec in EMBEDDED:
         return spec
+    if spec.startswith("torchvision:"):
+        name, path = _of_torchvision(spec)
+        return f"torchvision:{name}:{path.resolve()}" if path.exists() else spec
     if spec.startswith("hf:"):
         path = Path(spec[3:]).expanduser()
         return f"hf:{path.resolve()}" if path.exists() else spec
@@ -91,9 +94,8 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     if spec.startswith("hf:"):
         return open_huggingface(spec[3:], split, reading=reading, quarantine=quarantine)
     if spec.startswith("torchvision:"):
-        _, _, rest = spec.partition(":")
-        name, _, root = rest.partition(":")
-        return open_torchvision(name, root or "data", split, reading)
+        name, root = _of_torchvision(spec)
+        return open_torchvision(name, str(root), split, reading)
     path = Path(locate(spec))
     if not path.exists():
         raise FileNotFoundError(
@@ -120,6 +122,12 @@ def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -
     if not found:
         return None
     return _images(path / found[0], f"{spec} ({found[0]})", reading, quarantine, found[0], train)
+
+
+def _of_torchvision(spec: str) -> tuple[str, Path]:
+    """Name and folder of a data set of torchvision."""
+    _, name, root = (*spec.split(":", 2), "")[:3]
+    return name, Path(root or "data").expanduser()
 
 
 def parts_of(folder: Path) -> dict[str, str]:
