@@ -155,6 +155,16 @@ def test_a_file_without_an_images_ending_that_cannot_be_opened_is_named(tmp_path
     }
 
 
+def test_folders_that_this_package_wrote_are_skipped_by_their_name(tmp_path):
+    photographs(tmp_path, 3, broken=())
+    for name, mark in ("run", "recipe.toml"), ("study", "study.json"), ("report", "doctor.json"):
+        (tmp_path / name).mkdir()
+        photographs(tmp_path / name / "cells", 1, broken=())
+        (tmp_path / name / mark).touch()
+    source = FolderSource(tmp_path)
+    assert (len(source), report(source)["skipped"].keys()) == (3, {"run/", "study/", "report/"})
+
+
 def test_statistics_are_those_of_all_pixels():
     source = procedural(20, size=16)
     result = report(source)

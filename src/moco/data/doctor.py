@@ -15,7 +15,7 @@ from moco.data.duplicates import digest, exact, miniatures, near
 from moco.data.encoded import EncodedSource, FolderSource, Opened
 from moco.data.header import sniff
 from moco.data.remarks import remarks
-from moco.data.scan import EXTENSIONS
+from moco.data.scan import EXTENSIONS, OURS
 from moco.data.source import Source
 from moco.data.statistics import Sums, sums
 from moco.data.unreadable import Unreadable
@@ -154,9 +154,9 @@ def strays(source: FolderSource) -> Iterator[tuple[str, str]]:
                 yield f"{here}{name}/", "its name begins with a dot"
             elif os.path.islink(path) and not source.follows:
                 yield f"{here}{name}", "a symbolic link"
-            elif os.path.exists(os.path.join(path, "recipe.toml")):
+            elif any(os.path.isfile(os.path.join(path, os.fsdecode(mark))) for mark in OURS):
                 below.remove(name)
-                yield f"{here}{name}/", "a run folder"
+                yield f"{here}{name}/", "a folder of a run, a study or a doctor's report"
             elif name.lower().endswith(EXTENSIONS):
                 yield f"{here}{name}/", "a folder with an image's name"
         for name in names:

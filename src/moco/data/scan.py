@@ -15,7 +15,7 @@ from moco.data.header import FIRST, Header, sniff
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
 _ENDINGS = tuple(map(str.encode, EXTENSIONS))
-_OURS = (b"recipe.toml", b"study.json", b"doctor.json")
+OURS = (b"recipe.toml", b"study.json", b"doctor.json")
 """What the folders hold that this package wrote: their pictures are no images of the set."""
 FOLLOWED = (
     "followed by moco pretrain, plan and doctor with --reading.follow-links, and for runs that followed them"
@@ -88,7 +88,7 @@ def _entries(
             elif entry.is_file(follow_symlinks=False):
                 if name.endswith(_ENDINGS) or name.lower().endswith(_ENDINGS):
                     names.append(name)
-                elif name in _OURS and below_root:
+                elif name in OURS and below_root:
                     return None
                 else:
                     skipped["files without an image's ending"] += 1
