@@ -10,15 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 import tyro
+from PIL import Image
 
-from moco.ablate.conduct import open_study
+from moco.ablate.conduct import forecast, open_study
 from moco.ablate.execute import Machine
 from moco.ablate.plan import Plan
 from moco.cli.ablate import Ablate
 from moco.cli.show import FLAGS
+from moco.data.reading import Reading
 from moco.recipe import MomentumQueue
 from moco.studies import BASES, STUDIES, Axis, Cell, Study
-from toy_study import BASE, call, calm, data, quick, quiet, toy, toy_file  # noqa: F401
+from toy_study import BASE, HERE, call, calm, data, quick, quiet, toy, toy_file  # noqa: F401
 
 
 def test_wrong_plans_are_refused(calm, data, tmp_path):  # noqa: F811
@@ -46,6 +48,16 @@ def test_wrong_plans_are_refused(calm, data, tmp_path):  # noqa: F811
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             Machine(**wrong)
+
+
+def test_a_study_is_prepared_on_images_read_as_its_cells_read_them(tmp_path):
+    for i in range(50):
+        Image.new("RGB", (16, 16), (5 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    views = replace(BASE.views, mean=(0.1,), std=(0.2,), saturation=0.0, hue=0.0, grayscale_probability=0.0)
+    grey = replace(BASE, reading=Reading(channels=1), views=views)
+    study = Study("grey", "?", (Cell("grey", grey, 1.0),), Axis("x", "linear"))
+    said = forecast(study, data=str(tmp_path), out=tmp_path / "study", seeds=(0,), machine=HERE)
+    assert "1 of 1 runs to do" in said
 
 
 def test_studies_by_name_and_from_files(tmp_path):

@@ -128,7 +128,7 @@ def _prepare(
     data = locate(data)
     device, *_ = [choose_device(name) for name in machine.devices]
     plan = Plan(study, data, tuple(seeds), Path(out).expanduser())
-    images = open_data(data)
+    images = open_data(data, study.cells[0].recipe.reading)
     machine = replace(machine, threads=plan.about().get("threads", machine.threads))
     plan = replace(plan, study=_in_precision(study, _precision(plan, machine)))
     if plan.about().get("fingerprint", known := _fingerprint(images)) != known:
