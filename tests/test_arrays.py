@@ -1,5 +1,7 @@
 """Arrays of images, labels and groups: what they become, and which are refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,17 @@ def test_arrays_with_channels_first_are_refused(tmp_path, shape, refused):
             assert open_source(str(path)).channels == shape[3]
 
 
+@pytest.mark.parametrize(
+    "images", [np.zeros((6, 8, 8, 3)), np.zeros((6, 8, 8), bool), np.zeros((6, 192), np.uint8)]
+)
+def test_arrays_of_another_form_are_refused_in_the_terms_of_their_file(tmp_path, images):
+    np.savez(tmp_path / "x.npz", images=images)
+    asked = r"images of uint8, uint16 or float32, of shape \(N, H, W\) or \(N, H, W, channels\), "
+    got = f"got {images.dtype} of shape {images.shape}"
+    with pytest.raises(ValueError, match=asked + re.escape(got)):
+        open_source(str(tmp_path / "x.npz"))
+
+
 def test_images_without_a_group_are_each_others_negatives(tmp_path):
     images = np.arange(5 * 64, dtype=np.uint8).reshape(5, 8, 8)
     np.savez(tmp_path / "x.npz", images=images, groups=np.array([7, -1, 7, -1, -1]))
@@ -59,9 +72,7 @@ def test_images_without_a_group_are_each_others_negatives(tmp_path):
 
 def test_impossible_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", images=np.zeros((2, 4, 4), dtype=np.int64))
-    with pytest.raises(
-        ValueError, match=r"must be uint8, uint16 or float32 .* got int64 of shape \(2, 1, 4, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"of uint8, uint16 or float32, .* got int64 of shape \(2, 4, 4\)"):
         open_source(str(tmp_path / "x.npz"))
     np.savez(tmp_path / "y.npz", pictures=np.zeros(2))
     with pytest.raises(ValueError, match="has no array 'images', it has pictures"):

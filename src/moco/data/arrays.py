@@ -44,6 +44,11 @@ def open_arrays(path: Path, split: str) -> Source | None:
             return None
         raise ValueError(f"{path} has no array 'images', it has {', '.join(found)}")
     pixels = arrays[images]
+    if pixels.dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.float32) or pixels.ndim not in (3, 4):
+        raise ValueError(
+            f"{path} must have {images} of uint8, uint16 or float32, of shape (N, H, W) or (N, H, W, "
+            f"channels), got {pixels.dtype} of shape {pixels.shape}"
+        )
     if pixels.ndim == 4 and pixels.shape[3] > 4:
         rows, columns, channels = pixels.shape[1:]
         if rows < columns == channels or (rows <= 4 and columns >= 8):
