@@ -224,6 +224,25 @@ def test_lists_may_begin_with_a_byte_order_mark(tmp_path):
     assert read_quarantine(tmp_path / "left.jsonl") == {"a.png"}
 
 
+def test_a_tar_at_whose_end_a_zip_lies_is_a_tar(tmp_path):
+    write(tmp_path / "images", "a.png", "b.png")
+    with zipfile.ZipFile(tmp_path / "images" / "notes.zip", "w") as notes:
+        notes.write(tmp_path / "images" / "a.png", "inside.png")
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for name in "a.png", "b.png", "notes.zip":
+            tar.add(tmp_path / "images" / name, name)
+    source = open_source(str(tmp_path / "images.tar"))
+    assert names(source) == ["a.png", "b.png"]
+    assert source.read(1).shape[0] == 3
+
+
+def test_an_empty_word_is_not_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "a.png")
+    with pytest.raises(ValueError, match="data must name images, got an empty word"):
+        open_source("")
+
+
 def test_missing_files_are_no_copies_of_each_other(tmp_path):
     write(tmp_path, "a.png")
     paths = ["gone.png", "a.png", "lost.png", "a.png"]

@@ -65,7 +65,7 @@ class ArchiveSource(EncodedSource):
         self.path, self.members, self.name, self.reading = path, list(members), name, reading or Reading()
         if not self.members:
             raise FileNotFoundError(f"no image in {path} (looked for {', '.join(EXTENSIONS)})")
-        self._zip = zipfile.ZipFile(path) if zipfile.is_zipfile(path) else None
+        self._zip = zipfile.ZipFile(path) if _is_zip(path) else None
         self.classes, self.labels = list(classes), None
         tops = [member.path.removeprefix(prefix).rpartition("/")[0].partition("/")[0] for member in members]
         if "" not in tops and (classes or len(set(tops)) > 1):
@@ -98,6 +98,17 @@ class ArchiveSource(EncodedSource):
         return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
+def _is_zip(path: Path) -> bool:
+    """Whether a file is a .zip, and no .tar at whose end one lies: a .zip is known by its end."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return True
+    return False
+
+
 def members(path: Path) -> list[Member]:
     """The image files in an archive, in the order of their names.
 
@@ -109,7 +120,7 @@ def members(path: Path) -> list[Member]:
     """
     found = []
     try:
-        if zipfile.is_zipfile(path):
+        if _is_zip(path):
             with zipfile.ZipFile(path) as archive:
                 found = [
                     Member(m.filename, 0, m.file_size, m.filename.replace("\\", "/"))

@@ -26,7 +26,12 @@ def locate(spec: str) -> str:
 
     A relative path is looked for here and then under the folder $MOCO_DATA, and so is "cifar10" or
     "cifar100" as torchvision stores them.
+
+    Raises:
+        ValueError: if it is empty, as where a shell variable is not set: that would be this folder.
     """
+    if not spec:
+        raise ValueError("data must name images, got an empty word; for the folder you are in write .")
     if spec in EMBEDDED:
         return spec
     if spec.startswith("torchvision:"):
