@@ -209,6 +209,9 @@ def test_pca_is_that_of_the_covariance():
         assert correlation > 0.9999
     assert f"{100 * (values[-2:].sum() / values.sum()):.0f} %" in how
     assert (place.min(), place.max()) == (0, 1)
+    how, place = atlases.project(torch.ones(50, 6), "pca")
+    assert "which hold 0 % of it" in how
+    assert place.isfinite().all()
     with pytest.raises(ValueError, match="must be pca or tsne, got 'umap'"):
         atlases.project(features, "umap")
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from moco.recipes.transfer import get_transfer
+from moco.report.transfer import plot_found
 from moco.transfer import cityscapes, coco, voc
 from moco.transfer.batch import Images
-from moco.transfer.example import has_keypoints, has_objects
+from moco.transfer.example import Detections, has_keypoints, has_objects
 from moco.transfer.loader import Pixels, checked, detection_loader, segmentation_loader
 from moco.transfer.order import Order, repeat_factors
 from moco.transfer.surface import Symmetry, read_points
@@ -66,6 +67,8 @@ def break_voc(root, what):
             "size": ("<size>", "<siz>"),
             "xml": ("</annotation>", ""),
             "number": ("<xmin>", "<xmin>x"),
+            "corner": ("<xmax>", "<xmax>-"),
+            "no number": ("<ymax>", "<ymax>nan</ymax><ymax>"),
         }
         path.write_text(text.replace(*changes[what]))
 
@@ -79,6 +82,12 @@ def break_voc(root, what):
         ("size", ValueError, r"train002.xml: "),
         ("xml", ValueError, r"train002.xml: "),
         ("number", ValueError, r"train002.xml: could not convert string to float: 'x"),
+        (
+            "corner",
+            ValueError,
+            r"train002.xml: a \w+ has the empty box xmin \d+, ymin \d+, xmax -\d+, ymax \d+",
+        ),
+        ("no number", ValueError, r"train002.xml: a \w+ has the empty box .* ymax nan"),
     ],
 )
 def test_what_is_wrong_with_voc_is_named(voc_root, what, error, message):
@@ -127,6 +136,32 @@ def test_a_class_that_does_not_exist_is_named_with_its_file(voc_root):
     examples = voc.segmentation(voc_root, "VOC2007:train")
     with pytest.raises(ValueError, match=r"train001.png has a pixel of class 15"):
         [label_image(example, examples) for example in examples.examples]
+
+
+def test_a_difficult_object_is_marked_by_a_number_or_a_word(voc_root):
+    before = [e.objects.difficult.tolist() for e in voc.detection(voc_root, ("VOC2007:train",)).examples]
+    assert any(map(any, before))
+    for path in (voc_root / "VOCdevkit/VOC2007/Annotations").glob("*.xml"):
+        words = (
+            path.read_text()
+            .replace("<difficult>1<", "<difficult> True <")
+            .replace("<difficult>0<", "<difficult><")
+        )
+        path.write_text(words)
+    assert [
+        e.objects.difficult.tolist() for e in voc.detection(voc_root, ("VOC2007:train",)).examples
+    ] == before
+
+
+def test_names_with_signs_of_mathematics_are_drawn_as_they_are(voc_root, tmp_path):
+    examples = voc.detection(voc_root, ("VOC2007:test",))
+    labels = examples.examples[0].objects.labels
+    odd = replace(examples, classes=("$_$", *examples.classes[1:]))
+    first = replace(odd.examples[0], image_id="$_$")
+    first = replace(first, objects=replace(first.objects, labels=torch.zeros_like(labels)))
+    found = Detections(first.objects.boxes, torch.ones(len(labels)), torch.zeros_like(labels))
+    plot_found(tmp_path / "found.png", odd, [(first, found)])
+    assert (tmp_path / "found.png").stat().st_size > 5000
 
 
 def test_boxes_of_other_classes_than_voc_s_take_classes_txt(voc_root):

@@ -43,8 +43,9 @@ def run(words: list[str]) -> int:
     if call.json:
         print(json.dumps(values))
     else:
-        print(f"kNN accuracy, k = {values['k']}, T = {values['temperature']}, last checkpoint")
         path = Path(call.run)
+        when = ", last checkpoint" if path.is_dir() else ""
+        print(f"kNN accuracy, k = {values['k']}, T = {values['temperature']}{when}")
         made = f"trained by {trained_by(read(path / 'recipe.toml')[0])}" if path.is_dir() else path.name
         print_table({name.replace("knn", "trained"): value for name, value in values.items()}, made)
     return 0

@@ -158,7 +158,8 @@ def project(features: Float[Tensor, "M D"], kind: str, *, seed: int = 0) -> tupl
         _, scale, axes = torch.linalg.svd(centred, full_matrices=False)
         place = centred @ axes[:2].T
         place = place * place[place.abs().argmax(0), torch.arange(2)].sign()  # signs of axes are arbitrary
-        share = 100 * (scale[:2].square().sum() / scale.square().sum()).item()
+        whole = scale.square().sum().item() or 1.0  # 0 where all features are the same
+        share = 100 * scale[:2].square().sum().item() / whole
         how = f"the two directions of greatest variance, which hold {share:.0f} % of it"
     elif kind == "tsne":
         try:

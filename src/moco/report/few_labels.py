@@ -23,6 +23,7 @@ def plot_few_labels(path: Path, rows: Iterable[Any], title: str) -> None:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
     for row, colour in zip(rows, _COLOURS * 3, strict=False):
+        name = row.name.replace("$", r"\$")  # of a file, and no mathematics
         for curve, style, way in (row.curve, "-", ""), (row.trained, "--", ", fine-tuned"):
             if not curve:
                 continue
@@ -33,10 +34,10 @@ def plot_few_labels(path: Path, rows: Iterable[Any], title: str) -> None:
             ]
             axis.errorbar(
                 [point.labels for point in curve], means, yerr=bars, fmt=f"o{style}", ms=4, capsize=3,
-                color=colour, label=row.name + way,
+                color=colour, label=name + way,
             )  # fmt: skip
         if not row.curve:
-            axis.axhline(row.linear, color=colour, linestyle=":", label=f"{row.name}, linear")
+            axis.axhline(row.linear, color=colour, linestyle=":", label=f"{name}, linear")
     axis.set_xscale("log")
     figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     label_axis(axis, fill(title, 88), "top-1 accuracy, %", x="labelled images")

@@ -71,7 +71,7 @@ def plot_curves(
                 axes[2].axhline(baselines[name], color=_GREY, linestyle=style, label=name.replace("_", " "))
         axes[2].legend(fontsize=8, frameon=False)
         label_axis(axes[2], "kNN accuracy", "%")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     save_figure(figure, path)
 
 

@@ -37,7 +37,7 @@ def plot_found(path: Path, examples: Examples, shown: Sequence[tuple[Example, An
             axis.imshow(image)
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_xlabel(str(example.image_id), fontsize=7) if row else None
+            axis.set_xlabel(str(example.image_id), fontsize=7, parse_math=False) if row else None
         if isinstance(found, Detections):
             _draw_annotated(axes[0][column], example, examples)
             _draw_found(axes[1][column], found, examples)
@@ -100,7 +100,9 @@ def _box(axis: Axes, box: Sequence[float], text: str, label: int, style: str) ->
     )
     patch = {"pad": 0.5, "color": _colour(label), "lw": 0}
     side = "bottom" if top > 0.06 * axis.get_ylim()[0] else "top"  # inside where there is no room above
-    axis.text(left, top, text, fontsize=6, color="white", va=side, clip_on=True, bbox=patch)
+    axis.text(
+        left, top, text, fontsize=6, color="white", va=side, clip_on=True, bbox=patch, parse_math=False,
+    )  # fmt: skip
 
 
 def _colour(label: int) -> tuple[float, float, float, float]:

@@ -1,5 +1,6 @@
 """PASCAL VOC as its owners ship it: boxes for detection, class masks for segmentation, SBD's additions."""
 
+import math
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -100,9 +101,13 @@ def _read(image: Path, annotation: Path, image_id: str, classes: tuple[str, ...]
             left, top, right, bottom = (
                 float(_text(thing, f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")
             )
+            if not (left <= right < math.inf and top <= bottom < math.inf):
+                raise ValueError(
+                    f"a {name} has the empty box xmin {left:g}, ymin {top:g}, xmax {right:g}, ymax {bottom:g}"
+                )
             boxes.append([left - 1, top - 1, right, bottom])  # 1-based and inclusive in the file
             labels.append(classes.index(name))
-            difficult.append((thing.findtext("difficult") or "0").strip() == "1")
+            difficult.append((thing.findtext("difficult") or "").strip().lower() in ("1", "true"))
     except (ET.ParseError, ValueError) as error:
         raise ValueError(f"{annotation}: {error}") from None
     objects = Objects(
