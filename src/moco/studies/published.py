@@ -92,7 +92,7 @@ V2 = Published(
         Point("(b) aug+", 63.4),
         Point("(c) MLP, aug+", 67.3),
         Point("(d) MLP, aug+, cos", 67.5),
-        Point("(e) four times as long", 71.1),
+        Point("(e) longer", 71.1),
     ),
 )
 

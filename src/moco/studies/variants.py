@@ -80,7 +80,7 @@ def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
         Cell(
             "e-longer",
             recipe(mlp=True, aug=True, cos=True, times=longer),
-            f"(e) {'four' if longer == 4 else f'{longer:g}'} times as long",
+            "(e) longer",
         ),
     )
     return Study(
