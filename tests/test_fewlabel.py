@@ -254,6 +254,20 @@ def test_an_interval_that_reaches_beyond_what_was_tried_says_so():
     assert factor_interval(wide, reference, worth(wide.curve, low)[0]) == (-math.inf, math.inf)
 
 
+def test_a_factor_is_no_surer_than_its_test_images():
+    """Splits that all agree leave the images: a hundred say less than ten thousand."""
+    widths = []
+    for images in 100, 10_000:
+        low = [point(10, [20.0] * 5, images), point(100, [40.0] * 5, images)]
+        mine = [point(20, [30.0] * 5, images)]
+        begin, end = factor_interval(
+            Contender("this backbone", mine), Contender("raw pixels", low), worth(mine, low)[0]
+        )
+        assert begin < 10**1.5 / 20 < end
+        widths.append(end - begin)
+    assert widths[0] > 5 * widths[1]
+
+
 def test_a_factor_that_is_known_goes_before_one_that_is_only_bounded():
     low = points((10, 100, 1000), (20, 21, 22), (30, 31, 32), (40, 41, 42))
     ours = points((10, 100, 1000), (30.5, 31.5, 32.5), (45, 46, 47), (60, 61, 62))
