@@ -163,8 +163,10 @@ def test_folders_of_a_zip_may_be_parted_by_backslashes(folder, tmp_path):
     assert len(open_source(str(tmp_path / "x.zip"), quarantine=frozenset([train.sample_name(0)]))) == 11
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "mark"), [("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t"), ("parquet", "")]
+)
+def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind, mark):
     rows = [
         {"path": str(p.relative_to(tmp_path)), "label": p.parent.name, "group": f"site {i % 3}",
          "split": p.parent.parent.name}
@@ -178,7 +180,7 @@ def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind):
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     else:
         with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=mark)
             writer.writeheader()
             writer.writerows(rows)
     train, test = open_source(str(path)), open_source(str(path), "test")

@@ -11,7 +11,8 @@ csv.field_size_limit(2**31 - 1)  # captions are longer than Python expects
 def read_table(path: Path, *, exact: bool = False) -> tuple[list[str], list[list[str]]]:
     """The names of the columns of a CSV or TSV file, and its rows, those without any value left out.
 
-    Columns are parted by commas, or by semicolons where the first line has these only; in .tsv by tabs.
+    Columns are parted by commas; by semicolons, or else tabs, where the first line has no comma; in .tsv by
+    tabs.
 
     Args:
         path: of the file.
@@ -26,8 +27,8 @@ def read_table(path: Path, *, exact: bool = False) -> tuple[list[str], list[list
     with open(path, newline="", encoding="utf-8-sig", errors=errors) as file:
         header = file.readline()
         file.seek(0)
-        delimiter = ";" if ";" in header and "," not in header else ","
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else delimiter
+        marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
+        delimiter = next((mark for mark in marks if mark in header), marks[0])
         lines = csv.reader(file, delimiter=delimiter, skipinitialspace=not exact, strict=exact)
         try:
             names, *rows = [row for row in lines if any(value.strip() for value in row)] or [[]]
