@@ -137,6 +137,17 @@ def test_images_are_read_as_asked_for_and_the_recipe_says_so(tmp_path):
     assert values.reading == Reading(channels=1, follow_links=True)
 
 
+@pytest.mark.parametrize(
+    ("count", "classes", "k"), [(240, 4, 20), (240, 120, 1), (1400, 2, 200), (240, 0, 200)]
+)
+def test_no_more_neighbours_vote_than_a_class_has(tmp_path, count, classes, k):
+    labels = {"labels": np.arange(count) % classes} if classes else {}
+    np.savez(tmp_path / "x.npz", images=noise(count, size=8).permute(0, 2, 3, 1).numpy(), **labels)
+    found = plan(str(tmp_path / "x.npz"), CPU, budget=600)
+    assert found.recipe.monitor.k == k
+    assert ("monitor.k" in [advice.name for advice in found.advice]) == (k < 200)
+
+
 def test_few_images_have_a_speed_too(tmp_path):
     np.save(tmp_path / "x.npy", noise(70, size=8).permute(0, 2, 3, 1).numpy())
     found = plan(str(tmp_path / "x.npy"), CPU, budget=300.0)

@@ -18,6 +18,7 @@ from moco.data.open import locate, open_source
 from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
+from moco.evaluate.knn import neighbours
 from moco.files import write_atomically
 from moco.images import Data
 from moco.recipe import Constant, Cosine, InfoNCE, MomentumKeys, MomentumQueue, Monitor, Recipe
@@ -139,13 +140,14 @@ def plan(
     look = look_at(source)
     if look.images < 64:
         raise ValueError(f"{source.name} has {look.images} images; a plan takes at least 64")
-    seconds = budget if budget is not None else 3600 * _DEFAULT_HOURS[device.type]
-    found = Plan(data, look, get("cpu"))
+    found, seconds = Plan(data, look, get("cpu")), budget or 3600 * _DEFAULT_HOURS[device.type]
     _network_and_views(found, device)
     found.recipe = dataclasses.replace(found.recipe, reading=reading)
     _batch_and_dictionary(found)
     _measure(found, Data(source, None), device, workers)
     _length(found, seconds, budget is not None)
+    if source.labels is not None and (k := neighbours(source.labels)) < found.recipe.monitor.k:
+        _set(found, "monitor.k", k, "a third of a class votes, not more than there are of it", "docs/log.md")
     return found
 
 
@@ -241,14 +243,13 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
     batch, n = found.recipe.batch, found.look.images
     per_epoch = n // batch
     steps = int((1 - _RESERVE) * seconds * found.speed / batch)
-    most = 800 * per_epoch
     if steps < 20:
         raise ValueError(
             f"{seconds:.0f} s suffice for {steps} steps at {found.speed:.0f} images/s; give a larger --budget"
         )
     reason = f"{'your' if said else 'the default'} budget of {duration(seconds)} less 15 % for measurements"
-    if steps > most:
-        steps, reason = most, "the longest schedule that is known to go on helping"
+    if steps > 800 * per_epoch:
+        steps, reason = 800 * per_epoch, "the longest schedule that is known to go on helping"
     if steps >= 2 * per_epoch:
         found.recipe = dataclasses.replace(found.recipe, epochs=steps // per_epoch, iterations=None)
         steps = steps // per_epoch * per_epoch
@@ -267,10 +268,10 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
     _note(found, "encoder.head", head.head, why, "MoCo v2, Table 1; docs/log.md")
     _note(found, "loss.temperature", temperature, f"goes with the {head.head} head", "MoCo v2, Table 2")
     warmup = round(min(1.0, 0.1 * steps / per_epoch), 2)
-    found.recipe = dataclasses.replace(found.recipe, schedule=Cosine(warmup=warmup))
     _note(found, "schedule", f"Cosine, {warmup} epochs of warm-up", "zero at the end", "MoCo v2")
     found.recipe = dataclasses.replace(
         found.recipe,
+        schedule=Cosine(warmup=warmup),
         monitor=Monitor(every=max(1, math.ceil(steps / per_epoch / 10))),
         journal_every=max(1, min(50, steps // 40)),
         checkpoint_every=max(20, min(1000, steps // 10)),
@@ -280,9 +281,8 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
 
 def duration(seconds: float) -> str:
     """A time in words short enough for a table."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    long = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 90 else long
 
 
 def _wait(device: torch.device) -> None:

@@ -115,6 +115,19 @@ class Labelled:
         return self.classes[kept]
 
 
+def neighbours(labels: Int[Tensor, " M"]) -> int:
+    """How many should vote where classes are small: a third of a class's images, 1 to 200.
+
+    200 is what the published protocols take, for classes of 1,300 images and more. Voters beyond a
+    query's own class speak for others.
+
+    Args:
+        labels: classes of the voters; below 0 where there is none.
+    """
+    known = labels[labels >= 0]
+    return max(1, min(200, len(known) // (3 * max(1, len(known.unique())))))
+
+
 def accuracy(
     queries: Float[Tensor, "Q D"],
     query_labels: Int[Tensor, " Q"],

@@ -3,7 +3,17 @@
 from dataclasses import replace
 
 from moco.data.augmentation import V1, V2
-from moco.recipe import Cosine, Encoder, Exponential, InfoNCE, MomentumKeys, MomentumQueue, Recipe, Step
+from moco.recipe import (
+    Cosine,
+    Encoder,
+    Exponential,
+    InfoNCE,
+    MomentumKeys,
+    MomentumQueue,
+    Monitor,
+    Recipe,
+    Step,
+)
 
 
 def v1() -> Recipe:
@@ -82,4 +92,5 @@ def photos() -> Recipe:
         schedule=Cosine(warmup=1),
         batch=128,
         epochs=100,
+        monitor=Monitor(k=20),
     )
