@@ -148,6 +148,12 @@ def test_no_more_neighbours_vote_than_a_class_has(tmp_path, count, classes, k):
     assert ("monitor.k" in [advice.name for advice in found.advice]) == (k < 200)
 
 
+def test_a_budget_of_nothing_is_not_the_default(tmp_path):
+    np.save(tmp_path / "x.npy", noise(64, size=8).permute(0, 2, 3, 1).numpy())
+    with pytest.raises(ValueError, match=r"0 s suffice for 0 steps .* give a larger --budget"):
+        plan(str(tmp_path / "x.npy"), CPU, budget=0)
+
+
 def test_few_images_have_a_speed_too(tmp_path):
     np.save(tmp_path / "x.npy", noise(70, size=8).permute(0, 2, 3, 1).numpy())
     found = plan(str(tmp_path / "x.npy"), CPU, budget=300.0)

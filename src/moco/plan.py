@@ -137,10 +137,10 @@ def plan(
     """
     source = open_source(data, "train", reading=reading)
     assert source is not None
-    look = look_at(source)
-    if look.images < 64:
-        raise ValueError(f"{source.name} has {look.images} images; a plan takes at least 64")
-    found, seconds = Plan(data, look, get("cpu")), budget or 3600 * _DEFAULT_HOURS[device.type]
+    found = Plan(data, look_at(source), get("cpu"))
+    if found.look.images < 64:
+        raise ValueError(f"{source.name} has {found.look.images} images; a plan takes at least 64")
+    seconds = budget if budget is not None else 3600 * _DEFAULT_HOURS[device.type]
     _network_and_views(found, device)
     found.recipe = dataclasses.replace(found.recipe, reading=reading)
     _batch_and_dictionary(found)
