@@ -29,8 +29,8 @@ import torch
 from moco.ablate.cell import is_shortage, limit_memory, peak_mib, reset_peak
 from moco.build import build, resolve
 from moco.data.procedural import procedural
+from moco.device import choose_device
 from moco.images import Data
-from moco.launch import choose_device
 from moco.recipe import Encoder, InBatch, MemoryBank, MomentumKeys, MomentumQueue, QueryKeys, Recipe, TiedKeys
 from moco.recipes import get
 from moco.training.checkpoint import Checkpoints

@@ -16,9 +16,9 @@ from moco.cli import main
 from moco.data.loader import _rows
 from moco.data.source import ArraySource
 from moco.data.statistics import fitted
+from moco.device import choose_device
 from moco.fit import Fit, write
 from moco.images import Portion, open_data, pairs, portions
-from moco.launch import choose_device
 from moco.plan import Look, Plan, look_at
 from moco.recipe import MomentumQueue
 from moco.run_folder import read_run

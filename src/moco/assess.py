@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from moco.device import choose_device
 from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.features import pixels
 from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, few_label_curve, on_features
@@ -16,11 +17,10 @@ from moco.evaluate.knn import knn
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
 from moco.evaluate.logistic import fit_predict
 from moco.images import open_like, pairs, portions
-from moco.launch import choose_device, trained_encoder
 from moco.run_folder import chosen_images, read_run
 from moco.starts import Setting, Start
 from moco.training.journal import read
-from moco.weights import open_weights
+from moco.weights import open_weights, trained_encoder
 
 RAW_SIDE, RAW_DIRECTIONS = 24, 256
 _FEW_LABEL_STEPS = 200

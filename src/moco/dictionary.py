@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moco import chance
 from moco.batch import Batch
+from moco.device import send
 from moco.loss import Entries
 from moco.world import Solo, World
 
@@ -201,6 +202,7 @@ class MemoryBank(Dictionary):
         self.mask_own, self.seed = mask_own, seed
         self.groups: Tensor | None
         self.register_buffer("groups", groups, persistent=False)
+        self._last = -1, torch.empty(0), torch.empty(0)  # step, images and slots of the last draw
 
     def lookup(self, k, batch, world):
         drawn = self._drawn(batch)
@@ -214,7 +216,10 @@ class MemoryBank(Dictionary):
         return drawn if self.groups is None else self.groups[drawn]
 
     def _drawn(self, batch: Batch) -> Tensor:
-        """Slots that are the batch's negatives; a function of the step alone."""
+        """Slots that are the batch's negatives; a function of the step, and per query of its images."""
+        step, index, drawn = self._last
+        if step == batch.step and (index is batch.index or not self.per_query):
+            return drawn
         if self.per_query:
             rows = batch.index.cpu().numpy()
             draws = chance.uniform(self.seed, "bank draws", rows, self.size, step=batch.step)
@@ -222,7 +227,9 @@ class MemoryBank(Dictionary):
         else:
             generator = chance.generator(self.seed, "bank draws", batch.step)
             drawn = torch.randint(self.images, (self.size,), generator=generator)
-        return drawn.to(self.slots.device)
+        drawn = send(drawn, self.slots.device)
+        self._last = batch.step, batch.index, drawn
+        return drawn
 
     @torch.no_grad()
     def enqueue(self, k, batch, world):

@@ -18,7 +18,8 @@ from moco.data.open import locate
 from moco.data.quarantine import read_quarantine
 from moco.data.reading import Reading
 from moco.data.views import Views
-from moco.finish import Result, baselines, finish, page
+from moco.device import choose_device
+from moco.finish import Result, finish, page
 from moco.images import Data, open_data
 from moco.processor import has_fast_bfloat16
 from moco.recipe import Recipe
@@ -39,10 +40,9 @@ from moco.run_folder import (
 from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Audience, Observer
 from moco.training.trainer import train
-from moco.weights import trained_encoder
 from moco.world import World
 
-__all__ = ["Result", "baselines", "pretrain", "resume", "trained_encoder"]
+__all__ = ["Result", "pretrain", "resume"]
 
 
 def pretrain(
@@ -117,37 +117,6 @@ def resume(
         spec = run["data"] if data is None else locate(data), own_list(out, run)
         images = _open_once(spec, values.reading, world)
         return _run(values, spec, images, out, choose_device(device, world), workers, observers, world)
-
-
-def choose_device(name: str, world: World | None = None) -> torch.device:
-    """A device by name; "auto" takes the fastest there is, and each of several processes its own GPU.
-
-    Raises:
-        ValueError: if it is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, available in there.items() if available)
-    if not there.get(name.partition(":")[0], False):
-        have = ", ".join(kind for kind, available in there.items() if available)
-        raise ValueError(f"there is no device {name!r} here; there is {have}")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"there is no device {name!r} here; there are {torch.cuda.device_count()} GPUs, from 0"
-        )
-    if device.type == "cuda" and world is not None and world.size > 1:
-        own = processes.local_rank()
-        if torch.cuda.device_count() == 1 and processes.bound_to_a_gpu():
-            own = 0
-        if own >= torch.cuda.device_count():
-            raise ValueError(
-                f"each process must have a GPU of its own, got process {own} of this machine (from 0) and "
-                f"{torch.cuda.device_count()} GPUs; start fewer, or use --device cpu"
-            )
-        device = torch.device("cuda", own)
-        torch.cuda.set_device(device)
-    return device
 
 
 def _open_once(spec: tuple[str, str], reading: Reading, world: World) -> Data:

@@ -204,8 +204,9 @@ class NCE(nn.Module):
     def forward(self, q: Tensor, entries: Entries) -> Contrast:
         if not self.known:
             own = nce_log_normalizer(q, entries, self.temperature, self.images)
-            share = self._world.mean(own.double().exp(), "NCE's Z")  # Z is a mean over the global batch
-            self.log_normalizer.copy_(share.log() if self._world.size > 1 else own)
+            if self._world.size > 1:  # Z is a mean over the global batch
+                own = self._world.mean(own.double().exp(), "NCE's Z").log()
+            self.log_normalizer.copy_(own)
             self.known = True
         return nce(q, entries, self.temperature, self.images, self.log_normalizer)
 

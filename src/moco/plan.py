@@ -18,6 +18,7 @@ from moco.data.open import locate, open_source
 from moco.data.reading import Reading
 from moco.data.source import Source
 from moco.data.unreadable import Unreadable
+from moco.device import wait
 from moco.evaluate.knn import neighbours
 from moco.files import write_atomically
 from moco.images import Data
@@ -230,7 +231,7 @@ def _measure(found: Plan, data: Data, device: torch.device, workers: int) -> Non
         for group in run.optimizer.param_groups:
             group["lr"] = 1e-4
         step(run, batch, run.world)
-        _wait(device)
+        wait(device)
         if batch.step < WARM_UP:
             started = time.perf_counter()
     found.speed = TIMED * values.batch / (time.perf_counter() - started)
@@ -283,14 +284,6 @@ def duration(seconds: float) -> str:
     """A time in words short enough for a table."""
     long = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
     return f"{seconds:.0f} s" if seconds < 90 else long
-
-
-def _wait(device: torch.device) -> None:
-    """The work that was asked for is done; the one synchronisation of the measurement."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _held(device: torch.device) -> int:

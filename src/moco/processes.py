@@ -116,11 +116,11 @@ class Processes(World):
         self._to_each(asked, asks, None, None)
         wanted = flat.new_empty(int(asked.sum()))
         self._to_each(wanted, flat[by_owner], asked.tolist(), asks.tolist())
-        found = block[(wanted - self._rank * len(block)).to(block.device)]
+        found = block[(wanted - self._rank * len(block)).to(block.device, non_blocking=True)]
         arrived = block.new_empty(len(flat), *block.shape[1:])
         self._to_each(arrived, found, asks.tolist(), asked.tolist())
         result = torch.empty_like(arrived)
-        result[by_owner.to(block.device)] = arrived
+        result[by_owner.to(block.device, non_blocking=True)] = arrived
         return result.view(*rows.shape, *block.shape[1:])
 
     def collect(self, block: Tensor) -> Tensor | None:
@@ -142,12 +142,12 @@ class Processes(World):
         owners = order[start : start + count] // count  # who has the rows that come here
         leaving = places.argsort()
         arrived = torch.empty_like(x, memory_format=torch.contiguous_format)
-        rows = x[leaving.to(x.device)].contiguous()
+        rows = x[leaving.to(x.device, non_blocking=True)].contiguous()
         incoming = owners.bincount(minlength=self._size).tolist()
         outgoing = (places // count).bincount(minlength=self._size).tolist()
         self._to_each(arrived, rows, incoming, outgoing)
         result = torch.empty_like(x)
-        result[owners.argsort(stable=True).to(x.device)] = arrived
+        result[owners.argsort(stable=True).to(x.device, non_blocking=True)] = arrived
         return result
 
     def gather_rows(self, x: Tensor) -> Tensor:

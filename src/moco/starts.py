@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from moco import encoder as encoders
 from moco.build import build_encoder
 from moco.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from moco.device import choose_device
 from moco.encoder import Encoder
 from moco.evaluate.features import Features, calibrate, extract
 from moco.evaluate.finetune import Classifier
 from moco.export.backbone import backbone_metadata, load_backbone
 from moco.export.foreign import named_tensors
 from moco.images import Data, Portion, check_form, open_like, portions
-from moco.launch import choose_device
 from moco.norm import GroupedBatchNorm2d
 from moco.processor import measuring_precision
 from moco.recipe import Recipe, trained_by

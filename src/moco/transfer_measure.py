@@ -167,17 +167,17 @@ def _objects(
     for place, (example, batch) in enumerate(
         evaluation_images(chosen, read_image, pixels, sizes, model.divisor), share.start
     ):
-        found = model.detect(batch.to(device), [(example.height, example.width)])[0]
+        found = model.detect(batch.to(device), [(example.height, example.width)])[0].cpu()
         for kind in part.rows:
             part.rows[kind] += coco_metrics.rows(examples, example, found, kind)  # type: ignore[arg-type]
         if "voc" in kinds:
-            part.boxes.append(Detections(found.boxes, found.scores, found.labels).cpu())
+            part.boxes.append(Detections(found.boxes, found.scores, found.labels))
         if cities is not None:
             cities.add(example, found)
         if bodies is not None:
             bodies.add(example, found)
         if place < pictures:
-            part.shown.append((place, found.cpu()))
+            part.shown.append((place, found))
     return part
 
 

@@ -14,8 +14,8 @@ import tomli_w
 import torch
 
 from moco import recipe_file
+from moco.device import choose_device
 from moco.files import write_atomically
-from moco.launch import choose_device
 from moco.processes import joined
 from moco.recipes.transfer import get_transfer
 from moco.report.transfer import plot_found

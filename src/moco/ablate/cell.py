@@ -20,7 +20,8 @@ import torch
 
 from moco import recipe_file
 from moco.ablate.plan import Job
-from moco.launch import choose_device, pretrain
+from moco.device import choose_device
+from moco.launch import pretrain
 from moco.processes import first_here, local_rank
 from moco.training.journal import read
 from moco.training.observer import Observer

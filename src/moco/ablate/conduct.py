@@ -17,8 +17,8 @@ from moco.ablate.execute import Machine, execute
 from moco.ablate.plan import Plan
 from moco.ablate.table import costs, write
 from moco.data.open import locate
+from moco.device import choose_device
 from moco.images import Data, open_data
-from moco.launch import choose_device
 from moco.processor import Precision, settled
 from moco.recipe import Recipe
 from moco.report.studies import plot_study

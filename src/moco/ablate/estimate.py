@@ -9,6 +9,7 @@ import torch
 from moco.ablate.cell import is_shortage
 from moco.ablate.plan import Plan
 from moco.build import build, resolve
+from moco.device import wait
 from moco.encoder import trunk
 from moco.evaluate.features import extract
 from moco.evaluate.knn import accuracy
@@ -104,8 +105,7 @@ def _per_step(run: Run, device: torch.device) -> float:
     times, last = [], time.perf_counter()
     for batch in run.batches(0, min(_TIMED + 1, run.steps)):
         step(run, batch, run.world)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         now = time.perf_counter()
         times.append(now - last)
         last = now

@@ -39,9 +39,9 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Embed, args=words, prog="moco embed", config=FLAGS)
     from moco.console import progress, tell_lost
+    from moco.device import choose_device
     from moco.embedding_files import WRITERS
     from moco.embeddings import embed
-    from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
     ending = "" if call.out is None or call.out.is_dir() else call.out.suffix.removeprefix(".")

@@ -34,10 +34,10 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Fit, args=words, prog="moco fit", config=FLAGS)
     from moco.console import progress, tell_lost
+    from moco.device import choose_device
     from moco.embedding_files import holds_embeddings, read_embeddings
     from moco.embeddings import embed, image_name, joined, layer_of
     from moco.fit import classes_of, fit, read_labels, write
-    from moco.launch import choose_device
     from moco.weights import images_of, open_weights
 
     given = read_labels(call.labels)

@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(PlanCall, args=words, prog="moco plan", config=FLAGS)
     budget = parse_budget(call.budget) if call.budget is not None else None
-    from moco.launch import choose_device
+    from moco.device import choose_device
     from moco.plan import duration, plan
 
     device = choose_device(call.device)

@@ -37,7 +37,7 @@ def run(words: list[str]) -> int:
         raise ValueError("moco report takes one run folder or several")
     if call.images < 10:
         raise ValueError(f"--images must be at least 10, got {call.images}")
-    from moco.launch import choose_device
+    from moco.device import choose_device
     from moco.report.page import write_report
 
     path = write_report(

@@ -1,7 +1,7 @@
 """Photometric changes for batches of float images in [0, 1], each sample with parameters of its own.
 
-Parameters stay on the CPU, where choosing rows by them makes no device wait. Every operation equals
-torchvision's of the same name on float tensors. Images of one or more than
+Parameters are on the CPU, where choosing rows by them waits for no device; what an operation needs of them
+is sent. Every operation equals torchvision's of the same name on float tensors. Images of one or more than
 three channels have no hue and no saturation; brightness and contrast apply to them as they are.
 
 On CPUs large images are changed one at a time, in place, so that all operations find them in the cache;
@@ -14,6 +14,8 @@ import math
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from moco.device import send
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 LUMA = (0.2989, 0.587, 0.114)
@@ -70,13 +72,13 @@ def jitter(
     if len(images) == 1 or alone(images):
         for row in chosen.nonzero().flatten().tolist():
             for number in order[row].tolist():
-                operations[number](images[row : row + 1], factors[row : row + 1, number].to(images.device))
+                operations[number](images[row : row + 1], send(factors[row : row + 1, number], images.device))
         return
     for place in range(len(OPERATIONS)):
         for number, operation in enumerate(operations):
             rows = (chosen & (order[:, place] == number)).nonzero().flatten()
             if len(rows):
-                here, factor = rows.to(images.device), factors[rows, number].to(images.device)
+                here, factor = (send(part, images.device) for part in (rows, factors[rows, number]))
                 images[here] = operation(images[here], factor)
 
 
@@ -140,7 +142,7 @@ def grayscale(images: Float[Tensor, "N channels H W"], chosen: Bool[Tensor, " N"
         for row in chosen.nonzero().flatten().tolist():
             images[row] = luma(images[row : row + 1])[0]
         return
-    rows = chosen.nonzero().flatten().to(images.device)
+    rows = send(chosen.nonzero().flatten(), images.device)
     if len(rows):
         images[rows] = luma(images[rows]).expand(-1, 3, -1, -1)
 
@@ -160,9 +162,14 @@ def blur(
         for row in rows.tolist():
             _blur_one(images[row], float(sigma[row]))
     elif len(rows):
-        down = _blur_matrices(sigma[rows], images.shape[2])[:, None].to(images.device)
-        across = _blur_matrices(sigma[rows], images.shape[3])[:, None].to(images.device)
-        rows = rows.to(images.device)
+        reach = math.ceil(4 * float(sigma[rows].max()))
+        rows, sigma = send(rows, images.device), send(sigma[rows], images.device)
+        down = _blur_matrices(sigma, images.shape[2], reach)[:, None]
+        across = (
+            down
+            if images.shape[2] == images.shape[3]
+            else _blur_matrices(sigma, images.shape[3], reach)[:, None]
+        )
         images[rows] = torch.matmul(torch.matmul(down, images[rows]), across.transpose(2, 3))
 
 
@@ -199,9 +206,9 @@ def gaussian(sigma: float) -> Float[Tensor, " taps"]:
     return weights / weights.sum()
 
 
-def _blur_matrices(sigma: Tensor, extent: int) -> Tensor:
-    """(N, extent, extent): share of each input pixel in each output pixel, cut at four deviations."""
-    reach = math.ceil(4 * float(sigma.max()))
+def _blur_matrices(sigma: Tensor, extent: int, reach: int) -> Tensor:
+    """(N, extent, extent): share of each input pixel in each output pixel, cut at four deviations, of
+    which none is more than `reach` pixels."""
     output = torch.arange(extent, dtype=sigma.dtype, device=sigma.device)
     padded = torch.arange(-reach, extent + reach, dtype=sigma.dtype, device=sigma.device)
     distance = (padded - output[:, None]) / sigma[:, None, None]

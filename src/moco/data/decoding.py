@@ -15,6 +15,7 @@ from moco.data.parameters import Parameters
 from moco.data.source import Source
 from moco.data.unreadable import Lost, Unreadable
 from moco.data.views import Views
+from moco.device import send
 
 ATTEMPTS = 64  # images drawn in place of one that cannot be read, before the run gives up
 _AHEAD = 2  # batches decoded before they are asked for
@@ -167,7 +168,7 @@ class Crops:
         """Every view's crops on the device, 8-bit or in [0, 1], once they are done."""
         for future in self.futures:
             future.result()
-        return [view.to(self.device, non_blocking=True) for view in self.pixels]
+        return [send(view, self.device) for view in self.pixels]
 
     def crops(self) -> list[Tensor]:
         """Every view's crops, in [0, 1], once they are done."""

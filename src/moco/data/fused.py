@@ -6,6 +6,7 @@ from torch import Tensor
 from moco.data.form import FULL
 from moco.data.parameters import Parameters
 from moco.data.views import Views
+from moco.device import send
 from moco.kernels.views import make_views
 
 
@@ -45,7 +46,7 @@ class FusedViews:
         numbers = torch.cat([corners, chosen, p.order], 1).to(torch.int32)
         fractions = torch.cat([p.factors, p.sigma[:, None]], 1)
         return make_views(
-            pixels, index, numbers.to(pixels.device), fractions.to(pixels.device), size=a.size,
+            pixels, index, send(numbers, pixels.device), send(fractions, pixels.device), size=a.size,
             crop=boxes is not None, grayscale_first=a.grayscale_first, blur=a.blur_probability > 0,
             low=low, high=high, mean=a.mean, std=a.std, dtype=self.dtype,
         )  # fmt: skip

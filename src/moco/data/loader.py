@@ -20,6 +20,7 @@ from moco.data.parameters import Parameters
 from moco.data.source import ArraySource, Source
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
+from moco.device import send
 from moco.world import Solo, World
 
 if TYPE_CHECKING:
@@ -108,14 +109,14 @@ class Loader:
         if self._pixels is not None:
             for step in range(start, stop):
                 index, parameters = self._plan(step)
-                here = torch.from_numpy(index).to(self.device)
+                here = send(torch.from_numpy(index), self.device)
                 if self.fused is not None:
                     made = [self.fused.of_pixels(self._pixels, here, p) for p in parameters]
                 else:
                     images = self.views.unit(_rows(self._pixels, here))
                     crops = [self.views.geometry(images, p) for p in parameters]
                     made = list(map(self.views.photometry, crops, parameters))
-                yield self._batch(step, index, made)
+                yield self._batch(step, here, made)
             return
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         try:
@@ -125,14 +126,15 @@ class Loader:
                     made = list(map(self.fused.of_crops, work.moved(), work.parameters))
                 else:
                     made = list(map(self.views.photometry, work.crops(), work.parameters))
-                yield self._batch(step, work.index, made, work.unreadable())
+                here = send(torch.from_numpy(work.index), self.device)
+                yield self._batch(step, here, made, work.unreadable())
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def contact_sheet(self, count: int = 12) -> list[Float[Tensor, "count channels H W"]]:
         """The two views of the first step's first images, in [0, 1], to look at."""
         batch = self.batch(0)
-        mean, std = self.views.mean.to(self.device), self.views.std.to(self.device)
+        mean, std = self.views.constants(self.device)
         return [(view[:count] * std + mean).clamp(0, 1).cpu() for view in batch.views]
 
     def _plan(self, step: int) -> tuple[np.ndarray, list[Parameters]]:
@@ -153,21 +155,19 @@ class Loader:
         return int(draws[0, attempt - 1] * len(self.source))
 
     def _batch(
-        self, step: int, index: np.ndarray, views: list[Tensor], unreadable: tuple[tuple[str, str], ...] = ()
+        self, step: int, index: Tensor, views: list[Tensor], unreadable: tuple[tuple[str, str], ...] = ()
     ) -> Batch:
         """Views with what identifies them."""
         first, second = views
         orders = [
-            torch.from_numpy(
-                chance.permute(
-                    np.arange(self.batch_size), self.batch_size, self.seed, f"shuffle {view}", step=step
-                )
-            ).to(self._orders_device)
+            chance.permute(
+                np.arange(self.batch_size), self.batch_size, self.seed, f"shuffle {view}", step=step
+            )
             for view in (0, 1)
         ]
-        here = torch.from_numpy(index).to(self.device)
-        group = None if self._groups is None else self._groups[here]
-        return Batch((first, second), here, (orders[0], orders[1]), step, group, unreadable)
+        first_order, second_order = send(torch.from_numpy(np.stack(orders)), self._orders_device)
+        group = None if self._groups is None else self._groups[index]
+        return Batch((first, second), index, (first_order, second_order), step, group, unreadable)
 
 
 def plain_batches(

@@ -15,6 +15,7 @@ from moco.data import colour, crop
 from moco.data.augmentation import Augmentation
 from moco.data.form import FULL
 from moco.data.parameters import Parameters
+from moco.device import send
 
 
 class Views:
@@ -35,6 +36,13 @@ class Views:
         self.augmentation = augmentation
         self.mean = torch.tensor(augmentation.mean).view(1, -1, 1, 1)
         self.std = torch.tensor(augmentation.std).view(1, -1, 1, 1)
+        self._there: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation on a device, (1, channels, 1, 1) each."""
+        if device not in self._there:
+            self._there[device] = self.mean.to(device), self.std.to(device)
+        return self._there[device]
 
     def draw(self, seed: int, epoch: int, index: np.ndarray, view: int) -> Parameters:
         """The parameters of view 0 or 1 of the images with these sample indices in this epoch."""
@@ -68,8 +76,8 @@ class Views:
         """Crop, resize and mirror images of one size."""
         count, _, height, width = images.shape
         boxes = self.boxes(parameters, torch.full((count,), height), torch.full((count,), width))
-        flip = parameters.flip.to(images.device)
-        return crop.resize_boxes(images, boxes.to(images.device), flip, self.augmentation.size)
+        boxes, flip = (send(part, images.device) for part in (boxes, parameters.flip))
+        return crop.resize_boxes(images, boxes, flip, self.augmentation.size)
 
     def photometry(
         self, images: Float[Tensor, "N channels size size"], parameters: Parameters
@@ -112,5 +120,5 @@ class Views:
 
     def normalise(self, images: Tensor) -> Tensor:
         """Subtract the mean and divide by the standard deviation; laid out channels last."""
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        mean, std = self.constants(images.device)
         return ((images - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -59,7 +59,7 @@ class Images:
 
     def to(self, device: torch.device) -> "Images":
         """The same on a device."""
-        return Images(self.pixels.to(device, non_blocking=True), self.sizes)
+        return Images(self.pixels.to(device), self.sizes)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Instances:
         numbers = instance_numbers(example.instances)
         kinds = np.where(numbers >= 1000, numbers // 1000, numbers)
         void = np.isin(kinds, list(_VOID))
-        masks = found.masks.cpu().numpy()
+        masks = found.masks.numpy()
         for label, seen in enumerate(self.seen):
             identity = list(THINGS)[label]
             rows = (found.labels == label).nonzero().flatten().tolist()

@@ -20,7 +20,7 @@ def rows(examples: Examples, example: Example, found: Detections, kind: Kind) ->
     Args:
         examples: the split, which knows the numbers of the classes.
         example: the image.
-        found: detections in it.
+        found: detections in it, on the CPU.
         kind: "bbox", "segm" or "keypoints"; a row holds what that kind needs.
     """
     result: list[dict[str, Any]] = []
@@ -35,7 +35,7 @@ def rows(examples: Examples, example: Example, found: Detections, kind: Kind) ->
             row["segmentation"] = run_lengths(found.masks[place])  # no box: areas are then those of masks
         elif kind == "keypoints":
             assert found.keypoints is not None
-            joints = found.keypoints[place].double().cpu().clone()
+            joints = found.keypoints[place].double()
             joints[:, :2] -= 0.5  # the file numbers pixels
             row["keypoints"] = joints.flatten().tolist()
         else:

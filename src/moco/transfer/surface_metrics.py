@@ -93,8 +93,8 @@ def similarity(body: Body, surface: dict[str, Any], box: np.ndarray, found: Surf
     height, width = found.parts.shape
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)
-    predicted = np.where(inside, found.parts.cpu().numpy()[y, x], 0)
-    u, v = found.uv.cpu().numpy()[:, y, x]
+    predicted = np.where(inside, found.parts.numpy()[y, x], 0)
+    u, v = found.uv.numpy()[:, y, x]
     parts = points.parts.numpy()
     true = body.nearest(parts, *points.uv.numpy().T)
     distance = body.between(true, body.nearest(predicted, u, v))
@@ -152,7 +152,7 @@ class Bodies:
         objects = example.objects
         annotated = [n for n, surface in enumerate(objects.surfaces) if surface is not None]
         self.judged.people += len(annotated)
-        rows = np.argsort(-found.scores.cpu().numpy(), kind="stable")[:_MOST]
+        rows = np.argsort(-found.scores.numpy(), kind="stable")[:_MOST]
         boxes = objects.boxes.numpy().astype(np.float64)
         table = np.array(
             [
@@ -164,7 +164,7 @@ class Bodies:
         taken = np.zeros((len(THRESHOLDS), len(annotated)), dtype=bool)
         for place, row in enumerate(rows):
             hopeless = table[place].max(initial=0.0) < THRESHOLDS[0]
-            if hopeless and _ignored(found.boxes[row].cpu().numpy(), unlabelled):
+            if hopeless and _ignored(found.boxes[row].numpy(), unlabelled):
                 continue
             hits = np.zeros(len(THRESHOLDS), dtype=bool)
             for number, threshold in enumerate(THRESHOLDS):

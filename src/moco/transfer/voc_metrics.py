@@ -99,8 +99,8 @@ def _predictions(
     for number, one in enumerate(found):
         rows = one.labels == label
         images += [number] * int(rows.sum())
-        scores.append(one.scores[rows].cpu().numpy().astype(np.float64))
-        boxes.append(one.boxes[rows].cpu().numpy().astype(np.float64) + np.array([1, 1, 0, 0]))
+        scores.append(one.scores[rows].numpy().astype(np.float64))
+        boxes.append(one.boxes[rows].numpy().astype(np.float64) + np.array([1, 1, 0, 0]))
     score, box = np.concatenate([*scores, np.zeros(0)]), np.concatenate([*boxes, np.zeros((0, 4))])
     return np.array(images, dtype=int), *((score.round(3), box.round(1)) if rounded else (score, box))
 

@@ -1,0 +1,124 @@
+"""A device that is not the CPU: nothing mixes the two, results are the same, and no step waits for it."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+import moco
+from moco import device as devices
+from moco import recipe
+from moco.build import build, resolve
+from moco.data.source import ArraySource
+from moco.images import Data, open_data
+from moco.training.checkpoint import Checkpoints
+from moco.training.step import step
+from moco.world import Solo
+from shard_images import image
+from simulated import available, simulated, waits
+from test_cli import TINY, call
+from test_run import save_arrays
+from tiny import CPU, tiny_data, tiny_recipe
+
+pytestmark = pytest.mark.skipif(not available(), reason="this torch knows no devices written in Python")
+
+
+@pytest.fixture
+def there(monkeypatch):
+    with simulated(monkeypatch) as device:
+        yield device
+
+
+def test_the_device_refuses_what_a_gpu_refuses(there):
+    x = torch.randn(4, 3).to(there)
+    with pytest.raises(RuntimeError, match="two devices"):
+        x + torch.ones(4, 3)
+    assert (x + torch.ones(())).device == there
+    with pytest.raises(RuntimeError):
+        x.numpy()
+    assert waits == ["to simulated of (4, 3)"]
+    devices.send(torch.ones(2), there)
+    assert len(waits) == 1
+    for act in (
+        lambda: x.to("cpu", non_blocking=True),
+        lambda: x[torch.tensor([0, 1])],
+        lambda: x[x[:, 0] > 0],
+        lambda: x.sum().item(),
+        lambda: x.copy_(torch.ones(4, 3)),
+    ):
+        waits.clear()
+        act()
+        assert len(waits) == 1
+
+
+def losses(values, data, device, steps=4):
+    """Losses of the first steps, and what they waited for."""
+    values = resolve(values, data, device)
+    run = build(values, data, Solo(), device=device, checkpoints=Checkpoints("nowhere"))
+    found, waited = [], []
+    waits.clear()
+    for batch in run.batches(0, steps):
+        found.append(step(run, batch, run.world).loss)
+        waited += waits if batch.step else []  # the first may bring constants
+        waits.clear()
+    return [loss.item() for loss in found], waited
+
+
+VIEWS = tiny_recipe().views
+BLURRED = dataclasses.replace(VIEWS, blur_probability=0.5, blur_sigma=(0.1, 2.0))
+END_TO_END = {"keys": recipe.TiedKeys(), "dictionary": recipe.InBatch()}
+BANK = {"keys": recipe.QueryKeys(), "dictionary": recipe.MemoryBank(size=30)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"symmetric": True},
+        {"accumulate": 2, "dictionary": recipe.MomentumQueue(size=40, mask_own=True)},
+        {"views": BLURRED},
+        {"views": dataclasses.replace(BLURRED, grayscale_first=True)},
+        {"encoder": dataclasses.replace(tiny_recipe().encoder, head="mlp", bn_group=8)},
+        END_TO_END,
+        BANK,
+        BANK | {"dictionary": recipe.MemoryBank(size=30, mask_own=True)},
+        BANK | {"loss": recipe.NCE(temperature=0.1)},
+        {"loss": recipe.Margin()},
+    ],
+)
+def test_steps_equal_the_cpu_s_and_none_waits(there, changes):
+    values, data = tiny_recipe(**changes), tiny_data()
+    found, waited = losses(values, data, there)
+    assert found == losses(values, data, CPU)[0]
+    assert not waited
+
+
+@pytest.mark.parametrize("kind", ["uint16", "float32", "grey", "grouped", "files"])
+def test_images_of_every_kind_get_there(there, tmp_path, kind):
+    if kind == "files":
+        for number in range(60):
+            (tmp_path / f"{number}.png").write_bytes(image(number))
+        data = open_data(str(tmp_path))
+    else:
+        made = torch.rand(60, 1 if kind == "grey" else 3, 20, 20)
+        groups = torch.arange(60) // 3 if kind == "grouped" else None
+        pixels = (
+            made if kind == "float32" else (made * 255).to(torch.uint16 if kind == "uint16" else torch.uint8)
+        )
+        data = Data(ArraySource(pixels, name=kind, groups=groups), None)
+    values = tiny_recipe(dictionary=recipe.MomentumQueue(size=40, mask_own=True))
+    found, waited = losses(values, data, there)
+    assert found == losses(values, data, CPU)[0]
+    assert not waited
+
+
+def test_commands_work_there(there, tmp_path, monkeypatch):
+    choose = devices.choose_device
+    for module in list(sys.modules.values()):
+        if getattr(module, "choose_device", None) is choose:
+            monkeypatch.setattr(module, "choose_device", lambda *_: there)
+    data, out = save_arrays(tmp_path), tmp_path / "run"
+    call("pretrain", "demo", *TINY, "--data", data, "--out", out)
+    moco.resume(out)
+    call("knn", out)
