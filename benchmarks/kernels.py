@@ -54,7 +54,7 @@ def compile_all(capability: int, every: bool) -> None:
 
     for dim in (128, 256) if every else (128,):
         parts = floats("q", "peaks", "masses", "mixtures") | {"scale": FLOAT}
-        keys = floats("keys") | {"query_index": "*i64", "key_index": "*i64"}
+        keys = floats("keys") | {"query_identity": "*i64", "key_identity": "*i64"}
         columns = 64 if dim == 128 else 32
         tile = {"MASKED": dim == 256, "ROWS": 64, "COLUMNS": columns, "WIDE": dim}
         compiled(info_nce._stream, parts | keys, tile, num_warps=8, num_stages=2)

@@ -21,6 +21,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
+import simulated  # noqa: E402, F401  (a device of torch's must be known before the first backward pass)
+
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

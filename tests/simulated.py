@@ -47,20 +47,15 @@ class _Module:
 
 
 def available() -> bool:
-    """Whether this torch knows devices written in Python."""
-    return hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+    """Whether this torch knows devices written in Python; a real GPU is left alone with its tests."""
+    known = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
+    return known and not torch.cuda.is_available()
 
 
-def _registered() -> torch.device:
-    if not hasattr(torch, NAME):
-        backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        library = torch.library.Library("_", "IMPL")
-        library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
-        _KEPT.append(library)
-    return torch.device(NAME, 0)
-
-
-_KEPT: list[torch.library.Library] = []
+if available():  # before the first backward pass of a process, which makes a queue for every device
+    backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+    _LIBRARY = torch.library.Library("_", "IMPL")
+    _LIBRARY.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
 
 
 class _There(torch.Tensor):
@@ -147,7 +142,7 @@ class _Mode(TorchDispatchMode):
 @contextlib.contextmanager
 def simulated(monkeypatch) -> Iterator[torch.device]:
     """The device, for this thread and those it starts; what it takes from torch is put back."""
-    device = _registered()
+    device = torch.device(NAME, 0)
     run, load = threading.Thread.run, torch.load
 
     def run_there(thread):
@@ -163,5 +158,10 @@ def simulated(monkeypatch) -> Iterator[torch.device]:
     monkeypatch.setattr(threading.Thread, "run", run_there)
     monkeypatch.setattr(torch, "load", load_there)
     waits.clear()
-    with _Mode():
-        yield device
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=...) makes it on the CPU first
+    try:
+        with _Mode():
+            yield device
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)

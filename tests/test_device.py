@@ -21,7 +21,9 @@ from test_cli import TINY, call
 from test_run import save_arrays
 from tiny import CPU, tiny_data, tiny_recipe
 
-pytestmark = pytest.mark.skipif(not available(), reason="this torch knows no devices written in Python")
+pytestmark = pytest.mark.skipif(
+    not available(), reason="there is a GPU, or this torch knows no devices in Python"
+)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def test_queue_holds_exactly_the_last_k_keys_in_order(size, batches):
     assert queue.enqueued == count
     assert torch.equal(queue.keys.roll(-count % size, dims=0), torch.cat(everything)[-size:])
     if count >= size:
-        assert torch.equal(queue.index[queue.keys[:, 0].argsort()], torch.arange(count - size, count))
+        assert torch.equal(queue.identity[queue.keys[:, 0].argsort()], torch.arange(count - size, count))
 
 
 def test_queue_begins_with_unit_vectors_that_depend_on_the_seed():
@@ -38,7 +38,7 @@ def test_queue_begins_with_unit_vectors_that_depend_on_the_seed():
     torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(50))
     assert torch.equal(queue.keys, MomentumQueue(50, 8, seed=1).keys)
     assert not torch.equal(queue.keys, MomentumQueue(50, 8, seed=2).keys)
-    assert (queue.index == -1).all()
+    assert (queue.identity == -1).all()
 
 
 def test_queue_does_not_hold_the_current_keys_until_they_are_enqueued(unit):
@@ -65,7 +65,7 @@ def test_queue_survives_its_state_dict_in_the_middle():
     for q in queue, other:
         q.enqueue(torch.full((3, 2), 2.0), batch_of(range(3)), WORLD)
     assert torch.equal(queue.keys, other.keys)
-    assert torch.equal(queue.index, other.index)
+    assert torch.equal(queue.identity, other.identity)
     assert queue.enqueued == other.enqueued == 13
 
 
@@ -109,14 +109,14 @@ def test_bank_begins_as_released():
 def test_bank_draws_depend_on_the_step_and_cover_every_image_evenly(unit, per_query):
     bank = MemoryBank(20, 500, 4, per_query=per_query, mask_own=True)
     k = unit(4, 4, dtype=torch.float32)
-    draws = [bank.lookup(k, batch_of([1, 2, 3, 4], step=s), WORLD).negative_index for s in (0, 0, 1)]
+    draws = [bank.lookup(k, batch_of([1, 2, 3, 4], step=s), WORLD).negative_identity for s in (0, 0, 1)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     counts = torch.bincount(draws[0].flatten(), minlength=20)
     expected = draws[0].numel() / 20
     assert ((counts - expected) ** 2 / expected).sum() < 50  # 19 degrees of freedom
     if per_query:
-        moved = bank.lookup(k, batch_of([4, 3, 2, 1]), WORLD).negative_index
+        moved = bank.lookup(k, batch_of([4, 3, 2, 1]), WORLD).negative_identity
         assert torch.equal(moved, draws[0].flip(0))  # a query's draws are its own
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from moco.loggers import MLflow, WandB, flat, numbers
+from moco import recipe_file
+from moco.loggers import MLflow, WandB, numbers
 from tiny import tiny_recipe
 
 ROWS = [
@@ -68,7 +69,7 @@ def test_weights_and_biases_keeps_the_journal_offline(tmp_path, monkeypatch):
 
 def test_rows_and_recipes_are_flat():
     assert numbers({"step": 3, "loss": 1.5, "accuracy": None}) == {"loss": 1.5}
-    table = flat(tiny_recipe())
+    table = recipe_file.flat(tiny_recipe())
     assert table["dictionary.size"] == 40
     assert table["dictionary.kind"] == "MomentumQueue"
 

@@ -14,8 +14,8 @@ from moco.starts import choose_start, open_setting
 from moco.supervised import counterpart, finetune_in, supervised
 from moco.weights import export_weights
 from test_cli import call
+from test_protocols import json_of, run  # noqa: F401
 from test_run import save_arrays
-from test_worth import json_of, run  # noqa: F401
 
 QUICK = FineTuning(lr=0.1, epochs=3, schedule="cosine", batch=25)
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 import ranks
-from moco import processes
+from moco import cluster
 from moco.data.loader import Loader
 from moco.data.views import Views
-from moco.processes import Processes, _first_host, joined
+from moco.processes import Processes, joined
 from moco.world import Solo
 from tiny import tiny_data, tiny_recipe
 
@@ -174,7 +174,7 @@ def test_slurm_may_show_each_process_its_own_gpu(environment, own, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes.bound_to_a_gpu() == own
+    assert cluster.bound_to_a_gpu() == own
 
 
 def test_one_process_is_alone_and_communicates_nothing(monkeypatch):
@@ -212,4 +212,21 @@ def test_a_failed_wait_keeps_what_the_error_said(monkeypatch):
     ("nodes", "host"), [("gpu[03-05,9],x1", "gpu03"), ("a,b", "a"), ("n7", "n7"), ("x-[1,4]", "x-1")]
 )
 def test_the_first_host_of_a_slurm_list(nodes, host):
-    assert _first_host(nodes) == host
+    assert cluster.first_host(nodes) == host
+
+
+@pytest.mark.parametrize(
+    ("said", "here"),
+    [
+        ({"LOCAL_WORLD_SIZE": "2", "SLURM_STEP_TASKS_PER_NODE": "8"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_NODEID": "1"}, 8),
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2),4", "SLURM_NODEID": "2"}, 4),
+        ({}, 16),
+    ],
+)
+def test_how_many_processes_share_a_machine(monkeypatch, said, here):
+    for name in "LOCAL_WORLD_SIZE", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert cluster.processes_here(16) == here

@@ -48,7 +48,7 @@ def build_encoder(values: recipe.Recipe, channels: int) -> encoder.Encoder:
     """f_q with the recipe's initial weights, on the CPU."""
     e = values.encoder
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chance.generator(values.seed, "weights").initial_seed() % 2**63)
+        torch.manual_seed(chance.generator(values.seed, "weights").initial_seed())
         trunk, features = encoder.trunk(
             e.arch, width=e.width, stem=e.stem, channels=channels, bn_group=e.bn_group
         )

@@ -83,9 +83,11 @@ def uniform(
 
 
 def generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator keyed by (seed, purpose, step), for bulk draws such as initial weights."""
-    low, high = key(seed, f"{purpose}/{step}")
-    return torch.Generator().manual_seed(low | (high & 0x7FFFFFFF) << 32)
+    """A CPU generator keyed by (seed, purpose, step), for bulk draws such as initial weights.
+
+    torch's has 2^32 streams, so among very many steps a few share one.
+    """
+    return torch.Generator().manual_seed(key(seed, f"{purpose}/{step}")[0])
 
 
 def permute(index: np.ndarray, count: int, seed: int, purpose: str, *, step: int = 0) -> np.ndarray:

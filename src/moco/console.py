@@ -72,7 +72,7 @@ class Terminal(Observer):
                 self.bar.stop()
         elif row and row["step"] == done:
             left = (self.steps - done) * self.batch_size / speed
-            rate = f"{speed:.0f} images/s  {_duration(left)} left"
+            rate = f"{speed:.0f} images/s  {clock(left)} left"
             self.say(f"step {done:,}/{self.steps:,}  {rate}  {self._describe(row)}")
 
     def row(self, row: dict[str, Any]) -> None:
@@ -98,10 +98,11 @@ def tell_lost(names: Sequence[str], what: str = "image") -> None:
         print(f"{many} could not be read, left out: {shown}", file=sys.stderr)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moco import processes
+from moco import cluster
 from moco.world import World
 
 
@@ -25,8 +25,8 @@ def choose_device(name: str, world: World | None = None) -> torch.device:
             f"there is no device {name!r} here; there are {torch.cuda.device_count()} GPUs, from 0"
         )
     if device.type == "cuda" and world is not None and world.size > 1:
-        own = processes.local_rank()
-        if torch.cuda.device_count() == 1 and processes.bound_to_a_gpu():
+        own = cluster.local_rank()
+        if torch.cuda.device_count() == 1 and cluster.bound_to_a_gpu():
             own = 0
         if own >= torch.cuda.device_count():
             raise ValueError(

@@ -83,29 +83,29 @@ class MomentumQueue(Dictionary):
             raise ValueError(f"dictionary.size must be at least 1 key, got {size} (the paper uses 65536)")
         start = torch.randn(size, dim, generator=chance.generator(seed, "queue"))
         self.keys: Tensor
-        self.index: Tensor
+        self.identity: Tensor
         self.register_buffer("keys", F.normalize(start, dim=1))
-        self.register_buffer("index", torch.full((size,), -1))
+        self.register_buffer("identity", torch.full((size,), -1))
         self.mask_own = mask_own
         self.enqueued = 0
 
     def lookup(self, k, batch, world):
         if not self.mask_own:
             return Entries(k, self.keys)
-        return Entries(k, self.keys, batch.identity, self.index)
+        return Entries(k, self.keys, batch.identity, self.identity)
 
     def identities(self, batch, world):
-        return self.index if self.mask_own else None
+        return self.identity if self.mask_own else None
 
     @torch.no_grad()
     def enqueue(self, k, batch, world):
         size = len(self.keys)
-        k, index = world.gather(k), world.gather(batch.identity)
+        k, identity = world.gather(k), world.gather(batch.identity)
         self.enqueued += len(k)
-        k, index = k[-size:], index[-size:]
+        k, identity = k[-size:], identity[-size:]
         start = (self.enqueued - len(k)) % size
         head = min(len(k), size - start)  # keys before the end of the buffer; the rest wraps around
-        for buffer, new in (self.keys, k), (self.index, index):
+        for buffer, new in (self.keys, k), (self.identity, identity):
             buffer[start : start + head] = new[:head]
             buffer[: len(k) - head] = new[head:]
 

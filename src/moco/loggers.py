@@ -54,7 +54,7 @@ class WandB(Observer):
             id=known.read_text(),
             resume="allow",
             dir=str(self.folder),
-            config=flat(self.values),
+            config=recipe_file.flat(self.values),
             mode=None if "WANDB_MODE" in os.environ else "offline",
             settings=self._wandb.Settings(silent=True),
         )
@@ -113,7 +113,7 @@ class MLflow(Observer):
         found = self.client.get_experiment_by_name(name)
         experiment = found.experiment_id if found is not None else self.client.create_experiment(name)
         self.id = self.client.create_run(experiment, run_name=self.folder.name).info.run_id
-        for key, value in flat(self.values).items():
+        for key, value in recipe_file.flat(self.values).items():
             self.client.log_param(self.id, key, value)
         known.write_text(self.id)
 
@@ -126,18 +126,6 @@ class MLflow(Observer):
 
     def say(self, sentence: str) -> None:
         """Sentences are for people."""
-
-
-def flat(values: Recipe) -> dict[str, Any]:
-    """A recipe as one table: keys.momentum, loss.temperature, ..."""
-
-    def walk(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in table.items():
-            found |= walk(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
-        return found
-
-    return walk(recipe_file.to_dict(values), "")
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

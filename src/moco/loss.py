@@ -25,14 +25,14 @@ class Entries:
     Attributes:
         positives: the key of each query's own image.
         negatives: keys shared by all queries (K, C), or K keys for each query (N, K, C).
-        query_index: sample index (or group) of each query; None compares none, so nothing is masked.
-        negative_index: the same of each negative, -1 where it belongs to no sample.
+        query_identity: what `Batch.identity` is of each query; None compares none, so nothing is masked.
+        negative_identity: the same of each negative, -1 where it belongs to no sample.
     """
 
     positives: Float[Tensor, "N C"]
     negatives: Float[Tensor, "K C"] | Float[Tensor, "N K C"]
-    query_index: Int[Tensor, " N"] | None = None
-    negative_index: Int[Tensor, " K"] | Int[Tensor, "N K"] | None = None
+    query_identity: Int[Tensor, " N"] | None = None
+    negative_identity: Int[Tensor, " K"] | Int[Tensor, "N K"] | None = None
 
     def chunk(self, parts: int) -> list["Entries"]:
         """The same entries for each of `parts` equal, consecutive groups of queries."""
@@ -46,17 +46,17 @@ class Entries:
             for p, n, i, j in zip(
                 self.positives.chunk(parts),
                 split(self.negatives, per_query),
-                split(self.query_index, True),
-                split(self.negative_index, per_query),
+                split(self.query_identity, True),
+                split(self.negative_identity, per_query),
                 strict=True,
             )
         ]
 
     def own(self, columns: slice = slice(None)) -> Bool[Tensor, "N k"] | None:
         """True where a negative (of those in `columns`) is a key of the query's own image or group."""
-        if self.query_index is None or self.negative_index is None:
+        if self.query_identity is None or self.negative_identity is None:
             return None
-        return self.query_index[:, None] == self.negative_index[..., columns]
+        return self.query_identity[:, None] == self.negative_identity[..., columns]
 
 
 class Contrast(NamedTuple):

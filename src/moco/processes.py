@@ -6,12 +6,9 @@ which processes it did not hear from.
 """
 
 import contextlib
-import ctypes
 import datetime
 import os
 import re
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -22,6 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.rendezvous import rendezvous
 
+from moco import cluster
+from moco.device import send
 from moco.world import Solo, World
 
 T = TypeVar("T")
@@ -52,7 +51,7 @@ class Processes(World):
 
     @property
     def neighbours(self) -> int:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", self._size))
+        return cluster.processes_here(self._size)
 
     def enter(self, step: int) -> None:
         self._where = f"at step {step + 1:,}"
@@ -116,11 +115,11 @@ class Processes(World):
         self._to_each(asked, asks, None, None)
         wanted = flat.new_empty(int(asked.sum()))
         self._to_each(wanted, flat[by_owner], asked.tolist(), asks.tolist())
-        found = block[(wanted - self._rank * len(block)).to(block.device, non_blocking=True)]
+        found = block[send(wanted - self._rank * len(block), block.device)]
         arrived = block.new_empty(len(flat), *block.shape[1:])
         self._to_each(arrived, found, asks.tolist(), asked.tolist())
         result = torch.empty_like(arrived)
-        result[by_owner.to(block.device, non_blocking=True)] = arrived
+        result[send(by_owner, block.device)] = arrived
         return result.view(*rows.shape, *block.shape[1:])
 
     def collect(self, block: Tensor) -> Tensor | None:
@@ -142,12 +141,12 @@ class Processes(World):
         owners = order[start : start + count] // count  # who has the rows that come here
         leaving = places.argsort()
         arrived = torch.empty_like(x, memory_format=torch.contiguous_format)
-        rows = x[leaving.to(x.device, non_blocking=True)].contiguous()
+        rows = x[send(leaving, x.device)].contiguous()
         incoming = owners.bincount(minlength=self._size).tolist()
         outgoing = (places // count).bincount(minlength=self._size).tolist()
         self._to_each(arrived, rows, incoming, outgoing)
         result = torch.empty_like(x)
-        result[owners.argsort(stable=True).to(x.device, non_blocking=True)] = arrived
+        result[send(owners.argsort(stable=True), x.device)] = arrived
         return result
 
     def gather_rows(self, x: Tensor) -> Tensor:
@@ -231,11 +230,6 @@ class _Shuffle(torch.autograd.Function):
         return ctx.world.exchange(grad, *ctx.orders), None, None, None
 
 
-def first_here() -> bool:
-    """Whether this process, by its environment, is the first of its run or the only one."""
-    return _launched()[0] == 0
-
-
 @contextlib.contextmanager
 def joined(*, time_limit: float = 600) -> Iterator[World]:
     """The processes this one was started with by torchrun or srun; `Solo` if it was started alone.
@@ -249,12 +243,14 @@ def joined(*, time_limit: float = 600) -> Iterator[World]:
     if not time_limit > 0:
         raise ValueError(f"time_limit must be above 0 seconds, got {time_limit}")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _end_with_parent()
-    if _launched()[1] == 1:
+        cluster.end_with_parent()
+    rank, size = cluster.rank_and_size()
+    if size == 1:
         yield Solo()
         return
-    rank, size = _launched()
-    os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost")))
+    os.environ.setdefault(
+        "MASTER_ADDR", cluster.first_host(os.environ.get("SLURM_STEP_NODELIST", "localhost"))
+    )
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 9500)) % 20000))
     store, rank, size = next(rendezvous("env://", rank, size, timeout=_START_LIMIT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -262,36 +258,3 @@ def joined(*, time_limit: float = 600) -> Iterator[World]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield Processes(store, time_limit)
     dist.destroy_process_group()  # only after a good end: a broken group is left to the exit
-
-
-def local_rank() -> int:
-    """This process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-
-
-def bound_to_a_gpu() -> bool:
-    """Whether SLURM shows each process one GPU, its own, as with --gpus-per-task=1."""
-    asked = os.environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
-    return "LOCAL_RANK" not in os.environ and (
-        asked == "1" or os.environ.get("SLURM_GPU_BIND", "").startswith(("single:1", "per_task:1"))
-    )
-
-
-def _launched() -> tuple[int, int]:
-    """Rank and number of processes as torchrun or srun say; (0, 1) without them."""
-    for rank, size in ("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
-        if rank in os.environ and size in os.environ:
-            return int(os.environ[rank]), int(os.environ[size])
-    return 0, 1
-
-
-def _first_host(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu[03-05,9],x1" gives "gpu03"."""
-    found = re.match(r"([^\[,]+)(?:\[(\d+))?", nodes)
-    return (found[1] + (found[2] or "")) if found else "localhost"
-
-
-def _end_with_parent() -> None:
-    """Have this process asked to end when torchrun dies, so that no orphan trains on (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -26,6 +26,15 @@ def to_dict(values: Any) -> dict[str, Any]:
     return result
 
 
+def flat(values: Any, where: str = "") -> dict[str, Any]:
+    """A recipe as one table: keys.momentum, loss.temperature, ..."""
+    table = values if isinstance(values, dict) else to_dict(values)
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return found
+
+
 def from_dict(cls: type, values: dict[str, Any], where: str = "") -> Any:
     """The inverse of `to_dict`; absent fields take their defaults.
 

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 
 from moco.ablate.plan import Job, Plan
-from moco.console import Plain
+from moco.console import Plain, clock
 from moco.training.journal import read
 
 _EVERY = 2.0  # seconds between two looks at the journals
@@ -59,10 +59,10 @@ class Board:
         took = time.monotonic() - self.at.pop(job.name, time.monotonic())
         settled = sum(job.settled for job in self.plan.jobs)
         left = self.left()
-        rest = f"; about {duration(left)} left" if left else ""
+        rest = f"; about {clock(left)} left" if left else ""
         self.say(
             f"{settled}/{len(self.plan.jobs)}  {job.cell}, seed {job.recipe.seed}: "
-            f"{describe(job, self.plan.study.metric) or 'to be continued'} ({duration(took)}){rest}"
+            f"{describe(job, self.plan.study.metric) or 'to be continued'} ({clock(took)}){rest}"
         )
         self.refresh(now=True)
 
@@ -90,7 +90,7 @@ class Board:
     def table(self) -> Table:
         """Cells by seeds, as they stand."""
         left = self.left()
-        title = self.plan.study.question + (f"  ({duration(left)} left)" if left else "")
+        title = self.plan.study.question + (f"  ({clock(left)} left)" if left else "")
         shown = Table(title=title, title_justify="left")
         shown.add_column("cell")
         for seed in self.plan.seeds:
@@ -122,10 +122,3 @@ def describe(job: Job, metric: str) -> str:
         value = measures(job).get(metric)
         return "done" if value is None else f"{value:.2f}"
     return "" if known["status"] == "open" else known["status"]
-
-
-def duration(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -20,9 +20,9 @@ import torch
 
 from moco import recipe_file
 from moco.ablate.plan import Job
+from moco.cluster import first_here, local_rank, rank_and_size
 from moco.device import choose_device
 from moco.launch import pretrain
-from moco.processes import first_here, local_rank
 from moco.training.journal import read
 from moco.training.observer import Observer
 
@@ -180,7 +180,7 @@ def limit_memory(gib: float, device: str) -> None:
 
 def _gpu(device: str) -> int:
     """Number of the GPU that `choose_device` will take: under a launcher, each process has its own."""
-    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))) > 1:
+    if rank_and_size()[1] > 1:
         return min(local_rank(), torch.cuda.device_count() - 1)  # too few are refused when it begins
     index = torch.device("cuda" if device == "auto" else device).index
     return torch.cuda.current_device() if index is None else index

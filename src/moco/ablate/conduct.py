@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from moco.ablate.board import Board, duration
+from moco.ablate.board import Board
 from moco.ablate.estimate import parameters, survey
 from moco.ablate.execute import Machine, execute
 from moco.ablate.plan import Plan
 from moco.ablate.table import costs, write
+from moco.console import clock
 from moco.data.open import locate
 from moco.device import choose_device
 from moco.images import Data, open_data
@@ -116,7 +117,7 @@ def forecast(
     for name in plan.study.recipes():
         of_cell = [seconds[job.name] for job in plan.of(name) if job.name in seconds]
         settled = sum(job.settled for job in plan.of(name))
-        each = f"{duration(of_cell[0])} each" if of_cell else "settled" if settled else "does not fit"
+        each = f"{clock(of_cell[0])} each" if of_cell else "settled" if settled else "does not fit"
         lines.append(f"  {name}: {each}" + (f", {settled} settled" if settled and of_cell else ""))
     return "\n".join(lines)
 
@@ -142,7 +143,7 @@ def _prepare(
 
 def _opening(plan: Plan, images: Data, board: Board, timed: bool) -> str:
     left = sum(not job.settled for job in plan.jobs)
-    about = f", about {duration(board.left())} with {board.slots} at a time" if timed and left else ""
+    about = f", about {clock(board.left())} with {board.slots} at a time" if timed and left else ""
     return (
         f"{plan.study.name}: {len(plan.study.recipes())} cells x {len(plan.seeds)} seeds on "
         f"{images.train.name}, {left} of {len(plan.jobs)} runs to do{about}"

@@ -137,7 +137,7 @@ def _resume(words: list[str]) -> int:
 
 
 def _report(result: Any, *, as_json: bool) -> None:
-    from moco.processes import first_here
+    from moco.cluster import first_here
 
     if not first_here():  # one of several processes, which the first speaks for
         return

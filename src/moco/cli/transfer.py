@@ -157,7 +157,7 @@ def _another_setting(folder: Path, other: Path) -> str:
 
 
 def _report(result: Any, *, as_json: bool) -> None:
-    from moco.processes import first_here
+    from moco.cluster import first_here
 
     if not first_here():  # one of several processes, which the first speaks for
         return

@@ -38,7 +38,7 @@ def run(words: list[str]) -> int:
     call = tyro.cli(Verdict, args=words, prog="moco verdict", config=FLAGS)
     from moco.console import tell_lost
     from moco.starts import open_setting
-    from moco.worth import verdict
+    from moco.verdict import verdict
 
     setting = open_setting(call.run, call.data, device=call.device, run_only=True)
     tell_lost(setting.lost)

@@ -5,8 +5,11 @@ class Unreadable(RuntimeError):
     """An image that cannot be read: which, and why."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"cannot decode {name}: {reason}")
+        super().__init__(name, reason)
         self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"cannot decode {self.name}: {self.reason}"
 
 
 class Lost(Unreadable):

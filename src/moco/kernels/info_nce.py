@@ -62,8 +62,8 @@ class _FusedInfoNCE(torch.autograd.Function):
         parts = triton.cdiv(k, length)
         peaks, masses = q.new_empty(parts, n), q.new_empty(parts, n)
         mixtures = q.new_empty(parts, n, c)
-        masked = entries.query_index is not None and entries.negative_index is not None
-        own = (entries.query_index, entries.negative_index) if masked else (q, q)
+        masked = entries.query_identity is not None and entries.negative_identity is not None
+        own = (entries.query_identity, entries.negative_identity) if masked else (q, q)
         _stream[(tiles, parts)](
             q, keys, *own, peaks, masses, mixtures, n, k, c, length, 1 / temperature,
             MASKED=masked, ROWS=_ROWS, COLUMNS=columns, WIDE=wide, num_warps=8, num_stages=2, **OPTIONS,
@@ -87,7 +87,7 @@ class _FusedInfoNCE(torch.autograd.Function):
 
 @triton.jit
 def _stream(
-    q, keys, query_index, key_index, peaks, masses, mixtures, n, k, c, length, scale,
+    q, keys, query_identity, key_identity, peaks, masses, mixtures, n, k, c, length, scale,
     MASKED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Peak, mass and mixture of one part of the keys, for one tile of queries."""
@@ -98,7 +98,7 @@ def _stream(
     offsets = rows[:, None] * c + channels[None, :]
     queries = tl.load(q + offsets, mask=tile, other=0.0) * scale
     if MASKED:
-        own = tl.load(query_index + rows, mask=rows < n, other=-2)
+        own = tl.load(query_identity + rows, mask=rows < n, other=-2)
     peak = tl.full((ROWS,), float("-inf"), tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
     mixture = tl.zeros((ROWS, WIDE), tl.float32)
@@ -111,7 +111,9 @@ def _stream(
         similarity = tl.dot(queries, tl.trans(block), input_precision="tf32x3")
         allowed = here[None, :] & (rows < n)[:, None]
         if MASKED:
-            allowed = allowed & (own[:, None] != tl.load(key_index + columns, mask=here, other=-1)[None, :])
+            allowed = allowed & (
+                own[:, None] != tl.load(key_identity + columns, mask=here, other=-1)[None, :]
+            )
         similarity = tl.where(allowed, similarity, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(similarity, 1))
         pivot = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # while every key was masked

@@ -77,7 +77,7 @@ class FusedBlock(nn.Module):
 
 
 def fuse(trunk: nn.Module) -> int:
-    """Replace the blocks and the first normalisation of one of our ResNets by fused ones, in place.
+    """Replace the blocks and the first normalisation of a ResNet, ours or torchvision's, in place.
 
     Returns:
         The number of blocks replaced; 0 for a network that has none of them, which stays as it is.

@@ -217,17 +217,10 @@ def _environment(run: RunFacts) -> list[tuple[str, str]]:
 
 def _differences(facts: list[RunFacts]) -> list[tuple[str, list[str]]]:
     """Values in which recipes differ, and what each run has."""
-    flat = [_flat(recipe_file.to_dict(run.values)) for run in facts]
+    flat = [recipe_file.flat(run.values) for run in facts]
     names = dict.fromkeys(name for values in flat for name in values)
     rows = [(name, [str(values.get(name, "–")) for values in flat]) for name in names]
     return [row for row in rows if len(set(row[1])) > 1 and row[0] != "name"]
-
-
-def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
-    return found
 
 
 def _duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from moco.training.gradients import averaged_gradients
 from moco.world import World
 
 
-class Parts(Protocol):
+class Setup(Protocol):
     """What a step works on."""
 
     f_q: Encoder
@@ -48,7 +48,7 @@ class Measures(NamedTuple):
     spread: Tensor
 
 
-def step(run: Parts, batch: Batch, world: World) -> Measures:
+def step(run: Setup, batch: Batch, world: World) -> Measures:
     """Learn from one batch: contrast, learn, follow, enqueue.
 
     A symmetric loss contrasts both terms before any key is enqueued, and averages them.
@@ -78,7 +78,7 @@ def step(run: Parts, batch: Batch, world: World) -> Measures:
     return measures(terms, world)
 
 
-def _step_in_parts(run: Parts, batch: Batch, world: World) -> Measures:
+def _step_in_parts(run: Setup, batch: Batch, world: World) -> Measures:
     """The same step with the queries in parts, whose gradients add up to that of the whole batch.
 
     Keys carry no gradient, so they are encoded first and as a whole; the dictionary and f_k move

@@ -24,8 +24,8 @@ from moco.recipe import InBatch, Monitor, TiedKeys
 from moco.recipes import get
 from moco.starts import choose_start, open_setting, untrained_start
 from moco.supervised import counterpart, finetune, supervised
+from moco.verdict import verdict
 from moco.weights import open_weights
-from moco.worth import verdict
 from test_cli import TINY, call
 from test_run import save_arrays
 
