@@ -16,6 +16,7 @@ from moco.encoder import trunk
 from moco.export.backbone import backbone_bytes
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
 from moco.report.transfer import transfer_table
+from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Observer
 from moco.transfer_build import learning_rate
 from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe
@@ -212,6 +213,22 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(finish
     assert any("resuming after step 4 of 8" in sentence for sentence in watch.said)
     assert not (out / "stopped").exists()
     assert (out / "trial-0/journal.jsonl").read_bytes() == (root / "run/trial-0/journal.jsonl").read_bytes()
+    assert result.trials[0] == whole.trials[0]
+
+
+def test_a_full_disk_at_a_checkpoint_costs_nothing(finished, start, tmp_path, monkeypatch):
+    _, data, whole = finished
+    save = Checkpoints.save
+
+    def full(this, step, state):
+        if step == 4:
+            raise OSError(28, "No space left on device")
+        save(this, step, state)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    watch = Stop(-1)
+    result = transfer(TINY, init=str(start), data=data, out=tmp_path / "run", device="cpu", observers=[watch])
+    assert any("step 4 could not be written" in sentence for sentence in watch.said)
     assert result.trials[0] == whole.trials[0]
 
 

@@ -102,10 +102,14 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
             clock, clock_step = now, done
         if checkpoint_due:
             sums = _shared(sums, run.world)
-            journal.flush()
+            failure = ""
             if run.world.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": descent.state_dict(), "sums": sums}
-                run.checkpoints.save(done, state)
+                failure = run.checkpoints.attempt(done, state, before=journal.flush)
+            if failure and (leaving or done == values.iterations):
+                raise OSError(f"{failure}, so the run cannot end here; the same command goes on from them")
+            if failure:
+                _say(run, f"{failure}; trying again after step {done + values.checkpoint_every:,}")
         if leaving:
             _say(run, f"{name(leaving)}: saved step {done:,}; the same command goes on from there")
             raise SystemExit(EXIT_CODE)

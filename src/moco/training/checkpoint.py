@@ -75,6 +75,16 @@ class Checkpoints:
         for left in self.folder.glob(f"step-*{ASIDE}"):  # by a process that was killed while it wrote
             left.unlink(missing_ok=True)
 
+    def attempt(self, step: int, state: dict[str, Any], before: Callable[[], None] | None = None) -> str:
+        """Write what comes before a checkpoint, then it; what went wrong, a full disk say, or nothing."""
+        try:
+            if before is not None:
+                before()
+            self.save(step, state)
+        except OSError as error:
+            return f"the checkpoint of step {step:,} could not be written ({error}); those before it stay"
+        return ""
+
     def load(
         self, device: torch.device | str = "cpu", *, resuming: bool = True
     ) -> tuple[int, dict[str, Any]] | None:

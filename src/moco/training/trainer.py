@@ -140,12 +140,8 @@ def train(run: Run, folder: Path) -> Journal:
         state = run.state() | {"window": window.state()}
         if not first:
             return ""
-        try:
-            journal.flush()  # a checkpoint must not outlive the rows before it
-            run.checkpoints.save(done, state)
-        except OSError as error:
-            return f"the checkpoint of step {done:,} could not be written ({error}); those before it stay"
-        return ""
+        # a checkpoint must not outlive the rows before it
+        return run.checkpoints.attempt(done, state, before=journal.flush)
 
     if start:
         say(f"resuming after step {start:,} of {run.steps:,}")
