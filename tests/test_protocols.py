@@ -13,6 +13,7 @@ from moco import assess
 from moco.assess import raw_pixels
 from moco.cli import main
 from moco.cli.finetune import Finetune, chosen
+from moco.cli.verdict import _print as print_verdict
 from moco.data.procedural import procedural
 from moco.data.reading import Reading
 from moco.encoder import digest
@@ -358,6 +359,18 @@ def test_a_verdict_from_end_to_end(run, capsys, monkeypatch):
     again = json_of(capsys, "verdict", run, "--repeats", 2, "--no-finetune", "--against", run / "supervised")
     assert str(run / "supervised") in [row["name"] for row in again["rows"]]
     assert again["rows"][0]["few_labels"] == result["rows"][0]["few_labels"]
+
+
+def test_differences_are_from_our_counterpart_whatever_other_weights_are_called(capsys):
+    numbers = ("knn_trunk", "knn_output", "linear")
+    names = {"momentum contrast": 50.0, "supervised-r50": 90.0, "supervised, all labels, 4 epochs": 60.0}
+    rows = [{"name": n, "few_labels": [], "few_labels_fine_tuned": []} | dict.fromkeys(numbers, v)
+            for n, v in names.items()]  # fmt: skip
+    facts = {"images": 9, "test_images": 3, "classes": 2, "supervised_top1": None, "sentence": "It depends."}
+    print_verdict(facts | {"rows": rows})
+    assert "(-10.0)" in next(line for line in capsys.readouterr().out.splitlines() if "momentum" in line)
+    print_verdict(facts | {"rows": rows[:2]})
+    assert "(" not in capsys.readouterr().out
 
 
 def folder_of(images, path):

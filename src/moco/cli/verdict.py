@@ -60,7 +60,7 @@ def run(words: list[str]) -> int:
 def _print(result: dict[str, Any]) -> None:
     """The paper's form of table: differences from the supervised counterpart in brackets, * from +0.5 on."""
     rows = result["rows"]
-    reference = next((row for row in rows if row["name"].startswith("supervised")), None)
+    reference = next((row for row in rows if row["name"].startswith("supervised, all labels")), None)
     counts = f"{result['images']:,} training and {result['test_images']:,} test images"
     print(f"{counts}, {result['classes']} classes")
     print(f"\n{'top-1, %':34}{'kNN trunk':>18}{'kNN output':>18}{'linear':>18}")
