@@ -10,6 +10,7 @@ from moco.evaluate.fewlabel import (
     Amount,
     Interval,
     Point,
+    comparable,
     few_label_curve,
     interval,
     on_features,
@@ -79,8 +80,9 @@ def test_more_labels_do_better_and_impossible_amounts_are_left_out():
     features = torch.nn.functional.one_hot(LABELS, 3) * 2.0 + torch.randn(300, 3, generator=generator)
     amounts = [Amount(per_class=n) for n in (1, 20, 101)] + [Amount(share=0.2), Amount(share=1.0)]
     left_out: list[str] = []
+    assert comparable(LABELS, amounts, left_out) == {3: amounts[0], 60: amounts[1]}
     curve = few_label_curve(
-        on_features(features, LABELS, features), LABELS, LABELS, amounts=amounts, repeats=3, left_out=left_out
+        on_features(features, LABELS, features), LABELS, LABELS, amounts=amounts, repeats=3
     )
     assert left_out == [
         "101 per class is left out: a class has only 100 images",

@@ -25,7 +25,7 @@ from moco.recipe import InBatch, Monitor, TiedKeys
 from moco.recipes import get
 from moco.starts import choose_start, open_setting, untrained_start
 from moco.supervised import counterpart, finetune, supervised
-from moco.verdict import verdict
+from moco.verdict import Row, verdict
 from moco.weights import open_weights
 from test_cli import TINY, call
 from test_run import save_arrays
@@ -371,6 +371,30 @@ def test_differences_are_from_our_counterpart_whatever_other_weights_are_called(
     assert "(-10.0)" in next(line for line in capsys.readouterr().out.splitlines() if "momentum" in line)
     print_verdict(facts | {"rows": rows[:2]})
     assert "(" not in capsys.readouterr().out
+
+
+def test_too_few_images_are_refused_before_any_is_encoded(run, tmp_path, capsys, monkeypatch):
+    images, labels = np.zeros((40, 16, 16, 3), np.uint8), np.arange(40) // 2
+    np.savez(tmp_path / "pairs.npz", images=images, labels=labels)
+    monkeypatch.setattr("moco.starts.extract", lambda *_, **__: pytest.fail("images were encoded"))
+    for command in "verdict", "few-labels":
+        call(command, run, "--data", tmp_path / "pairs.npz", expect=2)
+        assert "are too few to compare amounts of labels" in capsys.readouterr().err
+
+
+def test_of_very_many_classes_no_amount_is_fine_tuned_on(run, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moco.worth.TRAINED_LABELS", 30)
+    monkeypatch.setattr("moco.worth.measure", lambda _, start, **__: Row(start.name, 0, 0, 0, None, [], []))
+    monkeypatch.setattr("moco.worth._raw_row", lambda *_, **__: None)
+    monkeypatch.setattr("moco.worth.few_label_curve", lambda *_, **__: pytest.fail("fine-tuned on 40 labels"))
+    monkeypatch.setattr("moco.worth.diagnose", stop)
+    setting = open_setting(run)
+    train = replace(setting.train, labels=torch.arange(len(setting.train.labels)) % 40)
+    with pytest.raises(KeyboardInterrupt):
+        verdict(replace(setting, train=train, classes=40), with_supervised=False)
 
 
 def folder_of(images, path):

@@ -11,7 +11,7 @@ from torch import Tensor
 from moco.device import choose_device
 from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.features import pixels
-from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, few_label_curve, on_features
+from moco.evaluate.fewlabel import AMOUNTS, Amount, Learner, Point, comparable, few_label_curve, on_features
 from moco.evaluate.finetune import FineTuning, predict, train_classifier
 from moco.evaluate.knn import knn
 from moco.evaluate.linear import LinearProtocol, linear_grid, linear_protocol
@@ -162,7 +162,7 @@ def few_labels(
         amounts: of labels.
         repeats: splits of each amount.
         by_finetuning: train the whole network.
-        left_out: see `few_label_curve`.
+        left_out: a sentence for each amount that is left out is added to it.
 
     Raises:
         ValueError: if there is no repeat, or a class has fewer images than labels asked for.
@@ -177,6 +177,7 @@ def few_labels(
                 f"{amount.per_class} labels per class were asked for, but a class of {setting.spec} has only "
                 f"{fewest} training images"
             )
+    usable = comparable(labels, amounts, left_out)  # known before any image is encoded
     if by_finetuning:
         learner = by_training(setting, start)
     else:
@@ -186,10 +187,9 @@ def few_labels(
         learner,
         labels,
         answers,
-        amounts=amounts,
+        amounts=list(usable.values()),
         repeats=repeats,
         seed=setting.values.seed,
-        left_out=left_out,
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from moco.assess import by_training, raw_pixels
 from moco.evaluate.diagnostics import PAIRS, diagnose
-from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, few_label_curve, on_features
+from moco.evaluate.fewlabel import AMOUNTS, Amount, Point, comparable, few_label_curve, on_features
 from moco.evaluate.finetune import FineTuning
 from moco.evaluate.knn import accuracy
 from moco.evaluate.verdict import Contender, judge
@@ -81,7 +80,8 @@ def verdict(
 
     Raises:
         FileExistsError: if the folder `supervised` holds the counterpart on other images.
-        ValueError: if there are fewer than two repeats, weights do not fit, or the setting is of a file.
+        ValueError: if there are fewer than two repeats, weights do not fit, the setting is of a file, or
+            images are too few for any amount of labels.
     """
     if not setting.out.is_dir():
         raise ValueError(
@@ -89,6 +89,7 @@ def verdict(
         )
     if repeats < 2:
         raise ValueError(f"a verdict needs at least 2 repeats, whose spread is its evidence, got {repeats}")
+    usable = comparable(setting.train.labels, amounts)
     started = time.perf_counter()
     folder = setting.out / "supervised"
     protocol = _planned(setting, folder) if with_supervised else None
@@ -108,10 +109,7 @@ def verdict(
         name = "supervised, all labels" + ("" if as_long else f", {protocol.epochs} epochs")
         start = other_start(setting, str(folder), name=name)
         rows[start.name] = measure(setting, start, curve=False, **options)
-    if finetune:
-        most = min(TRAINED_LABELS, len(setting.train.labels) // 2)
-        counts = {_count(setting, a): a for a in amounts if _count(setting, a) <= most}
-        few = [counts[count] for count in sorted(counts)[-TRAINED_AMOUNTS:]]
+    if few := [usable[n] for n in sorted(usable) if finetune and n <= TRAINED_LABELS][-TRAINED_AMOUNTS:]:
         for start in ours, untrained:
             say(f"{start.name}: fine-tuning on few labels")
             rows[start.name].trained = few_label_curve(
@@ -187,15 +185,6 @@ def _knn(setting: Setting, train: Tensor, test: Tensor) -> float:
         k=_k(setting), temperature=setting.values.monitor.temperature,
     )  # fmt: skip
     return round(value, 3)
-
-
-def _count(setting: Setting, amount: Amount) -> float:
-    """Labelled images of an amount, or infinity where a class has too few."""
-    fewest = int(torch.bincount(setting.train.labels)[setting.train.labels.unique()].min())
-    if amount.per_class is not None:
-        return amount.per_class * setting.classes if amount.per_class <= fewest else math.inf
-    assert amount.share is not None
-    return round(amount.share * len(setting.train.labels))
 
 
 def _conclude(setting: Setting, own: str, rows: dict[str, Row], elsewhere: list[str]) -> dict[str, Any]:

@@ -170,13 +170,8 @@ def few_label_curve(
     amounts: Sequence[Amount] = AMOUNTS,
     repeats: int = 10,
     seed: int = 0,
-    left_out: list[str] | None = None,
 ) -> list[Point]:
-    """Test accuracy at each amount of labels, over repeated splits that every learner shares.
-
-    Amounts that a class has too few images for are left out, as are those that come to the same
-    number of images as another, and those of more than half of the images: their splits are nearly the
-    same images, so they would agree with each other without telling anything.
+    """Test accuracy at each `comparable` amount of labels, over repeated splits that every learner shares.
 
     Args:
         learner: `on_features`, or anything of that form.
@@ -185,6 +180,30 @@ def few_label_curve(
         amounts: how many labels.
         repeats: splits of each amount.
         seed: of the splits.
+
+    Raises:
+        ValueError: if no amount is left.
+    """
+    curve = []
+    for count, amount in sorted(comparable(labels, amounts).items()):
+        splits = torch.stack([split(labels, amount, repeat, seed=seed) for repeat in range(repeats)])
+        right = learner(splits) == test_labels
+        top1 = interval((100 * right.double().mean(1)).tolist())
+        curve.append(Point(str(amount), count, top1, right))
+    return curve
+
+
+def comparable(
+    labels: Int[Tensor, " M"], amounts: Sequence[Amount], left_out: list[str] | None = None
+) -> dict[int, Amount]:
+    """The amounts that splits of these images can compare, by the labels they come to.
+
+    Left out are those that a class has too few images for, that come to as many labels as another, or that
+    take more than half of the images: splits of nearly the same images agree without telling anything.
+
+    Args:
+        labels: classes of the images one may label.
+        amounts: how many labels.
         left_out: a sentence for each amount that is left out is added to it.
 
     Raises:
@@ -192,29 +211,23 @@ def few_label_curve(
     """
     said = [] if left_out is None else left_out
     fewest = int(torch.bincount(labels)[labels.unique()].min())
-    curve: dict[int, Point] = {}
+    found: dict[int, Amount] = {}
     for amount in amounts:
         if amount.per_class is not None and amount.per_class > fewest:
             said.append(f"{amount} is left out: a class has only {fewest} images")
             continue
-        splits = torch.stack([split(labels, amount, repeat, seed=seed) for repeat in range(repeats)])
-        count = splits.shape[1]
-        if count in curve:
-            said.append(f"{amount} is left out: it comes to {count:,} labels, like {curve[count].amount}")
+        count = len(split(labels, amount, 0))
+        if count in found:
+            said.append(f"{amount} is left out: it comes to {count:,} labels, like {found[count]}")
         elif 2 * count > len(labels):
-            said.append(
-                f"{amount} is left out: its {count:,} labels are more than half of the {len(labels):,} images"
-            )
+            half = f"more than half of the {len(labels):,} images"
+            said.append(f"{amount} is left out: its {count:,} labels are {half}")
         else:
-            right = learner(splits) == test_labels
-            top1 = interval((100 * right.double().mean(1)).tolist())
-            curve[count] = Point(str(amount), count, top1, right)
-    if not curve:
-        raise ValueError(
-            f"{len(labels)} labelled images are too few to compare amounts of labels: every split would take "
-            "more than half of them"
-        )
-    return [curve[count] for count in sorted(curve)]
+            found[count] = amount
+    if not found:
+        few = f"{len(labels)} labelled images are too few to compare amounts of labels"
+        raise ValueError(f"{few}: every split would take more than half of them")
+    return found
 
 
 def on_features(
