@@ -204,3 +204,23 @@ def test_the_command_writes_lists_that_pretrain_takes(tmp_path, capsys):
     assert "there is no" in capsys.readouterr().err
     call("doctor", data, "--workers", 0, "--out", out, expect=2)
     assert "workers must be at least 1 thread, got 0" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_lists_as_they_were(tmp_path, monkeypatch, capsys):
+    data, out = photographs(tmp_path / "images", 6, ("03.png",)), tmp_path / "doctor"
+    call("doctor", data, "--out", out)
+    (data / "03.png").unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        call("doctor", data, "--out", out, expect=1)
+    assert "No space left on device" in capsys.readouterr().err
+    assert read_quarantine(out / "quarantine.jsonl") == {"03.png"}
+    assert json.loads((out / "doctor.json").read_text())["readable"] == 5
+    (killed := tmp_path / "killed").mkdir()
+    (killed / "doctor.json.host-1.tmp").write_text("{")
+    call("doctor", data, "--out", killed)
+    assert read_quarantine(killed / "quarantine.jsonl") == set()

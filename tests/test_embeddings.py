@@ -69,6 +69,27 @@ def test_a_failure_leaves_no_file(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
+def test_a_full_disk_found_at_the_end_leaves_no_file(kind, tmp_path, monkeypatch):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    finish = WRITERS[kind].close
+
+    def close(writer):
+        finish(writer)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(WRITERS[kind], "close", close)
+
+    def write():
+        with WRITERS[kind](tmp_path / f"e.{kind}", 1) as writer:
+            writer.write(Embeddings(["a"], [""], torch.zeros(1, 2)))
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_holds_features_of_one_network(kind, tmp_path):
     if kind == "parquet":
         pytest.importorskip("pyarrow")

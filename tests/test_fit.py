@@ -223,6 +223,22 @@ def test_every_image_gets_a_class_and_the_next_round_takes_up_the_last(tmp_path)
         fit(bank, {"0.png": "cat"})
 
 
+def test_a_full_disk_leaves_the_last_predictions(tmp_path, monkeypatch):
+    features, kinds, _ = blobs(30)
+    bank = Embeddings([f"{i}.png" for i in range(30)], [""] * 30, features)
+    given = {f"{i}.png": "abc"[kinds[i]] for i in range(6)}
+    before = [path.read_bytes() for path in write(fit(bank, given), tmp_path)]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(fit(bank, given, count=3), tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in ("predictions.csv", "next.csv")] == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_the_command(finished, tmp_path, capsys, monkeypatch):  # noqa: F811
     out, data = finished
     few = tmp_path / "few.csv"

@@ -27,11 +27,13 @@ class Writer(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-        for path, aside in self.asides.items():
-            if kind is None:
-                aside.replace(path)
-            else:
+        try:
+            self.close()
+            for path, aside in self.asides.items():
+                if kind is None:
+                    aside.replace(path)
+        finally:  # a full disk is found when a file is closed, too
+            for aside in self.asides.values():
                 aside.unlink(missing_ok=True)
 
     @abstractmethod

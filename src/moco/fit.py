@@ -1,6 +1,7 @@
 """From a few labelled images to a class for every image, and to those whose labels would help most."""
 
 import csv
+import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from moco.data.table import in_order, places, read_table
 from moco.embeddings import Embeddings
 from moco.evaluate.fewlabel import Interval, proportion
 from moco.evaluate.labelling import Head, fit_head, label_next
+from moco.files import write_atomically
 
 _TO_LABEL = ["name", "label", "guess", "confidence"]
 """The columns of next.csv."""
@@ -133,7 +135,7 @@ def fit(bank: Embeddings, given: dict[str, str], *, count: int = 50, seed: int =
 
 
 def write(found: Fit, folder: Path) -> tuple[Path, Path]:
-    """Write `predictions.csv`, one line per image, and `next.csv`, the images to label, into a folder.
+    """Write `predictions.csv`, one line per image, and `next.csv`, the images to label, whole, into a folder.
 
     The label column of `next.csv` is empty: fill it in and give the file to the next fit. One that holds
     labels already, or is not as it was written, is left alone, and the new list is `next-2.csv`, and so on.
@@ -142,19 +144,21 @@ def write(found: Fit, folder: Path) -> tuple[Path, Path]:
     confidence, best = (x.tolist() for x in found.probabilities.max(1))
     predictions, to_label = folder / "predictions.csv", _free(folder)
     given = found.labels.tolist()
-    with open(predictions, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = csv.writer(file)
-        lines.writerow(["name", "predicted", "confidence", "given"])
-        for name, guess, sure, label in zip(found.names, best, confidence, given, strict=True):
-            lines.writerow(
-                [name, found.classes[guess], f"{sure:.4f}", found.classes[label] if label >= 0 else ""]
-            )
-    with open(to_label, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        lines = csv.writer(file)
-        lines.writerow(_TO_LABEL)
-        for row in found.next.tolist():
-            lines.writerow([found.names[row], "", found.classes[best[row]], f"{confidence[row]:.4f}"])
+    lines = [["name", "predicted", "confidence", "given"]]
+    for name, guess, sure, label in zip(found.names, best, confidence, given, strict=True):
+        lines.append([name, found.classes[guess], f"{sure:.4f}", found.classes[label] if label >= 0 else ""])
+    _write_table(predictions, lines)
+    asked = (
+        [found.names[i], "", found.classes[best[i]], f"{confidence[i]:.4f}"] for i in found.next.tolist()
+    )
+    _write_table(to_label, [_TO_LABEL, *asked])
     return predictions, to_label
+
+
+def _write_table(path: Path, lines: list[list[str]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(lines)
+    write_atomically(path, text.getvalue().encode(errors="surrogateescape"))
 
 
 def _free(folder: Path) -> Path:

@@ -39,13 +39,16 @@ def run(words: list[str]) -> int:
     """Run the command with these words and return its exit code."""
     call = tyro.cli(Doctor, args=words, prog="moco doctor", config=FLAGS)
     recipe = get(call.recipe)
-    if call.out.exists() and any(call.out.iterdir()) and not (call.out / "doctor.json").exists():
+    from moco.run_folder import is_free
+
+    if not is_free(call.out) and not (call.out / "doctor.json").exists():
         raise FileExistsError(
             f"{call.out} holds something else; choose another --out, nothing was overwritten"
         )
     from moco.data.doctor import report
     from moco.data.open import locate, open_source
     from moco.data.quarantine import quarantine_text
+    from moco.files import write_atomically
 
     if call.workers < 1:
         raise ValueError(f"workers must be at least 1 thread, got {call.workers}")
@@ -58,8 +61,8 @@ def run(words: list[str]) -> int:
     result = {"data": source.name} | report(source, against, workers=call.workers, progress=_progress)
     call.out.mkdir(parents=True, exist_ok=True)
     bad = [{"file": name, "reason": reason} for name, reason in result["unreadable"].items()]
-    (call.out / "quarantine.jsonl").write_text(quarantine_text(bad), encoding="utf-8")
-    (call.out / "doctor.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_atomically(call.out / "doctor.json", json.dumps(result, indent=1).encode())
+    write_atomically(call.out / "quarantine.jsonl", quarantine_text(bad).encode())
     drawn = bool(result["readable"]) and _draw(call, source, recipe)
     if call.json:
         print(json.dumps(result))
