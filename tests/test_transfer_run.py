@@ -244,6 +244,8 @@ def test_trials_have_seeds_of_their_own_and_can_be_added(finished, start):
     assert sum("is finished already" in sentence for sentence in watch.said) == 2
     again = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
     assert again.trials == result.trials
+    with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
+        resume_transfer(root / "run", trials=0, device="cpu")
 
 
 def test_a_run_whose_data_has_changed_is_refused(start, tmp_path):
@@ -277,6 +279,10 @@ def test_a_table_of_two_settings_says_in_what_they_differ(start, tmp_path, capsy
     assert (
         last == f"{tmp_path / 'a'} and {tmp_path / 'c'} are not of one setting: lr is 0.02 there, 0.01 here"
     )
+    wider = replace(values, trunk=replace(values.trunk, arch="resnet10", width=8))
+    transfer(wider, init="random", data=data, out=tmp_path / "wide", device="cpu")
+    call("transfer", "table", tmp_path / "a", tmp_path / "wide")
+    assert "not of one setting: trunk.width is 4 there, 8 here" in capsys.readouterr().out
     call("transfer", "table", tmp_path / "a", tmp_path / "c", "--json")
     assert "lr is 0.02 there, 0.01 here" in capsys.readouterr().err
 

@@ -169,7 +169,7 @@ def resume_transfer(
         init=run["init"],
         data=run["data"],
         out=out,
-        trials=trials or max(run["trials"], len(list(Path(out).glob("trial-*")))),
+        trials=max(run["trials"], len(list(Path(out).glob("trial-*")))) if trials is None else trials,
         device=device,
         workers=workers,
         observers=observers,

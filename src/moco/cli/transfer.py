@@ -145,12 +145,13 @@ def _table(words: list[str]) -> int:
 
 
 def _another_setting(folder: Path, other: Path) -> str:
-    """The first value but start and seed in which two runs differ; "" if their rows may be compared."""
+    """The first value but start and seed in which two runs differ, the network included; "" if their rows may
+    be compared."""
     from moco.run_folder import difference
     from moco.transfer_run import read_transfer
 
     (values, run), (asked, here) = read_transfer(folder), read_transfer(other)
-    found = difference(values, dataclasses.replace(asked, trunk=values.trunk, seed=values.seed))
+    found = difference(values, dataclasses.replace(asked, seed=values.seed))
     if not found and run.get("fingerprint") != here.get("fingerprint"):
         found = "other images or annotations"
     return f"{folder} and {other} are not of one setting: {found}" if found else ""
