@@ -386,11 +386,11 @@ def test_of_very_many_classes_no_amount_is_fine_tuned_on(run, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moco.worth.TRAINED_LABELS", 30)
-    monkeypatch.setattr("moco.worth.measure", lambda _, start, **__: Row(start.name, 0, 0, 0, None, [], []))
-    monkeypatch.setattr("moco.worth._raw_row", lambda *_, **__: None)
-    monkeypatch.setattr("moco.worth.few_label_curve", lambda *_, **__: pytest.fail("fine-tuned on 40 labels"))
-    monkeypatch.setattr("moco.worth.diagnose", stop)
+    monkeypatch.setattr("moco.verdict.TRAINED_LABELS", 30)
+    monkeypatch.setattr("moco.verdict.measure", lambda _, start, **__: Row(start.name, 0, 0, 0, None, [], []))
+    monkeypatch.setattr("moco.verdict._raw_row", lambda *_, **__: None)
+    monkeypatch.setattr("moco.verdict.few_label_curve", lambda *_, **__: pytest.fail("fine-tuned on 40 labels"))
+    monkeypatch.setattr("moco.verdict.diagnose", stop)
     setting = open_setting(run)
     train = replace(setting.train, labels=torch.arange(len(setting.train.labels)) % 40)
     with pytest.raises(KeyboardInterrupt):
