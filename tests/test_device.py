@@ -1,12 +1,13 @@
 """A device that is not the CPU: nothing mixes the two, results are the same, and no step waits for it."""
 
 import dataclasses
+import importlib
+import json
 import sys
 
 import pytest
 import torch
 
-import moco
 from moco import device as devices
 from moco import recipe
 from moco.build import build, resolve
@@ -14,11 +15,14 @@ from moco.data.source import ArraySource
 from moco.images import Data, open_data
 from moco.training.checkpoint import Checkpoints
 from moco.training.step import step
+from moco.transfer_run import transfer
 from moco.world import Solo
 from shard_images import image
 from simulated import available, simulated, waits
 from test_cli import TINY, call
 from test_run import save_arrays
+from test_transfer_run import TINY as TRANSFER
+from test_transfer_run import voc_data
 from tiny import CPU, tiny_data, tiny_recipe
 
 pytestmark = pytest.mark.skipif(
@@ -115,12 +119,25 @@ def test_images_of_every_kind_get_there(there, tmp_path, kind):
     assert not waited
 
 
-def test_commands_work_there(there, tmp_path, monkeypatch):
+def test_commands_work_there(there, tmp_path, monkeypatch, capsys):
     choose = devices.choose_device
+    for name in "launch", "starts", "assess", "transfer_run":
+        importlib.import_module(f"moco.{name}")
     for module in list(sys.modules.values()):
         if getattr(module, "choose_device", None) is choose:
             monkeypatch.setattr(module, "choose_device", lambda *_: there)
     data, out = save_arrays(tmp_path), tmp_path / "run"
     call("pretrain", "demo", *TINY, "--data", data, "--out", out)
-    moco.resume(out)
-    call("knn", out)
+    capsys.readouterr()
+    call("knn", out, "--json")
+    measured = json.loads(capsys.readouterr().out)
+    assert measured["knn_trunk"] == json.loads((out / "result.json").read_text())["knn"]["trained_trunk"]
+    for words in (
+        ("linear", out, "--epochs", 1),
+        ("few-labels", out, "--per-class", 1, 3, "--share", 0.5, "--repeats", 2),
+        ("finetune", out, "--batch", 16, "--epochs", 1, "--schedule", "cosine", "--lr", 0.1),
+        ("diagnose", out),
+        ("embed", out, "--data", data, "--out", tmp_path / "features.npz"),
+    ):
+        call(*words)
+    transfer(TRANSFER, init=str(out), data=voc_data(tmp_path / "voc"), out=tmp_path / "transfer")

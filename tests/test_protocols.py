@@ -389,7 +389,9 @@ def test_of_very_many_classes_no_amount_is_fine_tuned_on(run, monkeypatch):
     monkeypatch.setattr("moco.verdict.TRAINED_LABELS", 30)
     monkeypatch.setattr("moco.verdict.measure", lambda _, start, **__: Row(start.name, 0, 0, 0, None, [], []))
     monkeypatch.setattr("moco.verdict._raw_row", lambda *_, **__: None)
-    monkeypatch.setattr("moco.verdict.few_label_curve", lambda *_, **__: pytest.fail("fine-tuned on 40 labels"))
+    monkeypatch.setattr(
+        "moco.verdict.few_label_curve", lambda *_, **__: pytest.fail("fine-tuned on 40 labels")
+    )
     monkeypatch.setattr("moco.verdict.diagnose", stop)
     setting = open_setting(run)
     train = replace(setting.train, labels=torch.arange(len(setting.train.labels)) % 40)
