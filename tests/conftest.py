@@ -22,6 +22,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import simulated  # noqa: E402, F401  (a device of torch's must be known before the first backward pass)
+from scenes import write_voc  # noqa: E402
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -44,3 +45,9 @@ def unit():
         return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
 
     return make
+
+
+@pytest.fixture
+def voc_root(tmp_path):
+    """Scenes in VOC's layout: eight to train on, four to test on."""
+    return write_voc(tmp_path, {"train": 8, "test": 4})

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+
+from moco.transfer.example import Detections
 
 SIDE = 64
 COLOURS = {"cat": (220, 60, 40), "dog": (40, 90, 220), "person": (60, 200, 80)}
@@ -164,3 +167,33 @@ def write_cityscapes(root: Path, splits: dict[str, int]) -> Path:
             Image.fromarray(labels).save(places[1] / f"{stem}_gtFine_labelIds.png")
             Image.fromarray(instances).save(places[1] / f"{stem}_gtFine_instanceIds.png")
     return root
+
+
+def perfect(example, shift=0.0, masks=None, keypoints=None):
+    """The annotations as detections, moved to the right."""
+    objects = example.objects
+    move = torch.tensor([shift, 0, shift, 0])
+    return Detections(objects.boxes + move, torch.ones(len(objects)), objects.labels, masks, keypoints)
+
+
+def noisy(example, classes, seed, count=12):
+    """Some annotations moved about, some random boxes, random scores and now and then another class."""
+    rng = np.random.default_rng(seed)
+    boxes = example.objects.boxes.numpy()
+    rows = []
+    for _ in range(count):
+        if len(boxes) and rng.random() < 0.7:
+            box = boxes[rng.integers(len(boxes))]
+            rows.append(box + rng.normal(0, 3, 4).astype(np.float32) * rng.random())
+        else:
+            corner = rng.random(2) * [example.width * 0.6, example.height * 0.6]
+            rows.append([*corner, *(corner + 4 + rng.random(2) * 30)])
+    found = torch.tensor(np.array(rows, dtype=np.float32))
+    found[:, 2:] = torch.maximum(found[:, 2:], found[:, :2] + 1)
+    own = example.objects.labels
+    labels = [
+        int(own[rng.integers(len(own))]) if len(own) and rng.random() < 0.8 else int(rng.integers(classes))
+        for _ in range(count)
+    ]
+    scores = torch.tensor(rng.random(count).astype(np.float32)).sort(descending=True).values
+    return Detections(found, scores, torch.tensor(labels))
