@@ -20,8 +20,10 @@ _hook = install_import_hook(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from PIL import Image  # noqa: E402
 
 import simulated  # noqa: E402, F401  (a device of torch's must be known before the first backward pass)
+from moco.data.procedural import procedural  # noqa: E402
 from scenes import write_voc  # noqa: E402
 
 torch.set_num_threads(1)
@@ -51,3 +53,18 @@ def unit():
 def voc_root(tmp_path):
     """Scenes in VOC's layout: eight to train on, four to test on."""
     return write_voc(tmp_path, {"train": 8, "test": 4})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Class folders train/cat and train/dog with six images each, and two in test/."""
+    pixels = procedural(12, size=16).pixels
+    for i in range(12):
+        path = tmp_path / "images" / "train" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(path)
+    for i in range(2):
+        path = tmp_path / "images" / "test" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(path)
+    return tmp_path / "images"

@@ -141,3 +141,11 @@ def test_commands_work_there(there, tmp_path, monkeypatch, capsys):
     ):
         call(*words)
     transfer(TRANSFER, init=str(out), data=voc_data(tmp_path / "voc"), out=tmp_path / "transfer")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="'cuda:2' here; there are 2 GPUs"):
+        devices.choose_device("cuda:2")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from moco.embeddings import Embeddings
 from moco.evaluate import labelling
 from moco.evaluate.labelling import fit_head, label_next
 from moco.evaluate.logistic import logistic_regression, scores, standardise, stratified_folds
-from moco.fit import classes_of, fit, read_labels, write
+from moco.fit import Fit, classes_of, fit, read_labels, write
 from test_run import finished  # noqa: F401
 
 
@@ -289,3 +290,30 @@ def test_a_labelled_image_that_cannot_be_read_is_left_out_and_named(finished, tm
     said = capsys.readouterr()
     assert "11 images, 2 classes from 5 labels" in said.out
     assert "1 labelled image could not be read, left out: 03.png" in said.err
+
+
+@pytest.mark.parametrize(
+    ("written", "saved"),
+    [
+        ("y.png,,", "y.png,b,"),
+        ("name,label", "Name,Label"),
+        (",", ";"),
+        ("y.png,,", '"y.png,b,'),
+        ("name,label,guess,confidence", "name,label"),
+        ("y.png,b,", "y.png,,b,"),
+    ],
+    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns", "a field more"],
+)
+def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path, written, saved):
+    found = Fit(
+        ["a", "b"], ["x.png", "y.png"], torch.tensor([0, -1]), torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
+        torch.tensor([1]), SimpleNamespace(right=None),
+    )  # fmt: skip
+    first, second = write(found, tmp_path)[1], write(found, tmp_path)[1]
+    assert first == second == tmp_path / "next.csv"  # nobody wrote in it
+    filled = first.read_text().replace("y.png,,", "y.png,b,").replace(written, saved)
+    first.write_text(filled)
+    assert write(found, tmp_path)[1] == tmp_path / "next-2.csv"
+    assert first.read_text() == filled
+    with open(tmp_path / "next-2.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["y.png"]

@@ -1,6 +1,5 @@
-"""Lists, tables, archives, Hugging Face sets and the index: the same images however they are stored."""
+"""Archives, Hugging Face sets and names on the shelf: the same images however they are stored."""
 
-import csv
 import io
 import os
 import tarfile
@@ -12,31 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from moco.data import index as index_module
-from moco.data import scan as scan_module
 from moco.data.doctor import look
-from moco.data.encoded import FolderSource
-from moco.data.index import open_index
 from moco.data.open import locate, open_source
 from moco.data.procedural import procedural
-from moco.data.scan import scan
 from moco.data.unreadable import Unreadable
 
 PIXELS = procedural(12, size=16).pixels
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Class folders train/cat and train/dog with six images each, and two in test/."""
-    for i in range(12):
-        path = tmp_path / "images" / "train" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).save(path)
-    for i in range(2):
-        path = tmp_path / "images" / "test" / ("cat", "dog")[i % 2] / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).save(path)
-    return tmp_path / "images"
 
 
 def assert_same_images(source, folder):
@@ -163,110 +143,6 @@ def test_folders_of_a_zip_may_be_parted_by_backslashes(folder, tmp_path):
     assert len(open_source(str(tmp_path / "x.zip"), quarantine=frozenset([train.sample_name(0)]))) == 11
 
 
-@pytest.mark.parametrize(
-    ("kind", "mark"), [("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t"), ("parquet", "")]
-)
-def test_tables_have_labels_groups_and_splits(folder, tmp_path, kind, mark):
-    rows = [
-        {"path": str(p.relative_to(tmp_path)), "label": p.parent.name, "group": f"site {i % 3}",
-         "split": p.parent.parent.name}
-        for i, p in enumerate(sorted(folder.rglob("*.png")))
-    ]  # fmt: skip
-    path = tmp_path / f"x.{kind}"
-    if kind == "parquet":
-        parquet = pytest.importorskip("pyarrow.parquet")
-        import pyarrow
-
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter=mark)
-            writer.writeheader()
-            writer.writerows(rows)
-    train, test = open_source(str(path)), open_source(str(path), "test")
-    assert_same_images(train, folder)
-    assert train.labels is not None
-    assert sorted(train.groups.unique().tolist()) == [0, 1, 2]
-    assert (len(test), test.classes) == (2, train.classes)
-
-
-def test_tables_test_on_validation_rows_only_where_there_are_no_others(folder, tmp_path):
-    files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
-    for words, count in (("train", "val", "test"), 1), (("train", "val", "val"), 2):
-        lines = [f"{path},{words[min(i, 2)]}" for i, path in enumerate(files[:3])]
-        (tmp_path / "s.csv").write_text("path,split\n" + "\n".join(lines) + "\n")
-        assert len(open_source(str(tmp_path / "s.csv"), "test")) == count
-
-
-def test_a_table_without_training_rows_says_what_its_rows_are_called(tmp_path):
-    (tmp_path / "x.csv").write_text("path,split\na.png,dev\nb.png,test\n")
-    with pytest.raises(FileNotFoundError, match='"split" holds dev, test: training images are called train'):
-        open_source(str(tmp_path / "x.csv"))
-
-
-def test_rows_of_no_group_belong_to_none(folder, tmp_path):
-    files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
-    lines = [f"{path},{'-1' if i < 4 else 'a'}" for i, path in enumerate(files[:6])]
-    (tmp_path / "g.csv").write_text("path,group\n" + "\n".join(lines) + "\n")
-    groups = open_source(str(tmp_path / "g.csv")).groups
-    assert len(groups[:4].unique()) == 4
-    assert groups[4] == groups[5]
-    assert groups[4] not in groups[:4]
-
-
-def test_a_list_of_training_files_leaves_test_files_of_the_same_name(folder):
-    name = str(sorted((folder / "train").rglob("*.png"))[0].relative_to(folder / "train"))
-    (folder / "test" / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / "test" / name).write_bytes((folder / "train" / name).read_bytes())
-    whole = [len(open_source(str(folder), split)) for split in ("train", "test")]
-    listed = frozenset([name])
-    assert len(open_source(str(folder), "train", quarantine=listed)) == whole[0] - 1
-    assert len(open_source(str(folder), "test", quarantine=listed)) == whole[1]
-    listed = frozenset([f"test/{name}"])
-    assert len(open_source(str(folder), "test", quarantine=listed)) == whole[1] - 1
-
-
-def test_a_list_of_paths(folder, tmp_path):
-    path = tmp_path / "x.txt"
-    path.write_text("\n".join(str(p) for p in sorted((folder / "train").rglob("*.png"))) + "\n\n")
-    source = open_source(str(path))
-    assert_same_images(source, folder)
-    assert source.labels is None
-    assert open_source(str(path), "test") is None
-    (tmp_path / "x.txt").write_text("nowhere.png\n")
-    with pytest.raises(RuntimeError, match=r"cannot decode nowhere.png: there is no such file"):
-        open_source(str(path)).read(0)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "file,label\na.png,1\n",
-            r"must have a column path \(and may have label, group, split\), got file, label",
-        ),
-        ("path,label\na.png,1\nb.png,\n", r"must have a label, or none; 1 of 2 have none, such as b.png"),
-        ("path\n", "no training image in"),
-        (
-            "path,label,split\na.png,1,train\nb.png,2,test\n",
-            "2 is a class that the training images do not have",
-        ),
-    ],
-)
-def test_impossible_tables_are_refused(tmp_path, text, message):
-    (tmp_path / "x.csv").write_text(text)
-    split = "test" if "split" in text else "train"
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        open_source(str(tmp_path / "x.csv"), split)
-
-
-@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.txt"])
-def test_a_table_that_is_not_utf_8_is_named(tmp_path, name):
-    (tmp_path / name).write_bytes("path\nMüller.png\n".encode("cp1252"))
-    with pytest.raises(ValueError, match=rf"{name} must be UTF-8, .* 0xfc .*; save it as UTF-8"):
-        open_source(str(tmp_path / name))
-
-
 def test_hugging_face_sets_on_disk_and_in_memory(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")
@@ -347,100 +223,3 @@ def test_names_are_looked_for_here_and_on_the_shelf(folder, tmp_path, monkeypatc
     assert len(open_source("images")) == 12
     with pytest.raises(FileNotFoundError, match=r"there is no nothing, here or under \$MOCO_DATA"):
         open_source("nothing")
-
-
-def many(images: Path, root: Path, folders: int = 6, files: int = 40) -> Path:
-    content = next(images.rglob("*.png")).read_bytes()
-    for f in range(folders):
-        for i in range(files):
-            path = root / "many" / f"f{f}" / "deep" / f"{i:03d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            os.utime(path.parent, (1e9, 1e9))
-    return root / "many"
-
-
-def slow_paths(root: Path) -> list[str]:
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*.png"))
-
-
-def test_the_index_is_kept_and_follows_changes(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(index_module, "KEPT_FROM", 100)
-    monkeypatch.setattr(scan_module, "_SETTLED", 0)
-    root = many(folder, tmp_path)
-    first = open_index(root)
-    assert [first.path(i) for i in range(len(first))] == slow_paths(root)
-
-    def refuse(*_):
-        raise AssertionError("scanned again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(index_module, "scan", refuse)
-        again = open_index(root)
-    assert isinstance(again.names, np.memmap)
-    assert again.fingerprint() == first.fingerprint()
-    assert again.forms == first.forms == {(3, 8, False): 240}
-
-    (root / "f2" / "deep" / "000.png").unlink()
-    (root / "f3" / "deep" / "new.png").write_bytes((root / "f1" / "deep" / "001.png").read_bytes())
-    (root / "f9").mkdir()
-    (root / "f9" / "x.png").write_bytes(b"")
-    changed = open_index(root)
-    assert [changed.path(i) for i in range(len(changed))] == slow_paths(root)
-    assert changed.forms == {(3, 8, False): 240}  # one is empty
-    assert changed.fingerprint() != first.fingerprint()
-    for file in (tmp_path / "cache" / "moco").iterdir():
-        file.write_bytes(file.read_bytes()[:-5])
-    assert open_index(root).fingerprint() == changed.fingerprint()
-
-
-def test_of_many_files_some_say_what_form_all_have(folder, tmp_path, monkeypatch):
-    root = many(folder, tmp_path)
-    (root / "f2" / "deep" / "005.png").write_bytes(b"")
-    read = []
-    headers = scan_module._header
-    monkeypatch.setattr(scan_module, "_header", lambda path: read.append(path) or headers(path))
-    whole = open_index(root)
-    assert [os.path.relpath(path, root) for path in read] == slow_paths(root)
-    assert whole.forms == {(3, 8, False): 239}
-    read.clear()
-    monkeypatch.setattr(index_module, "HEADERS", 24)
-    some = open_index(root)
-    assert [slow_paths(root).index(os.path.relpath(path, root)) for path in read] == [
-        *np.linspace(0, 239, 24).astype(int)
-    ]
-    assert some.forms == {(3, 8, False): 24}
-    larger = root / some.path(239)
-    larger.write_bytes(larger.read_bytes() + b"more")
-    assert open_index(root).fingerprint() != some.fingerprint()
-
-
-def test_no_file_is_opened_or_asked_for_by_a_scan(folder, tmp_path, monkeypatch):
-    root = many(folder, tmp_path, 4, 12)
-    monkeypatch.setattr(os, "open", None)
-    asked = []
-    stat = os.stat
-    monkeypatch.setattr(os, "stat", lambda path, **how: asked.append(path) or stat(path, **how))
-    found = scan(str(root), False)
-    assert sum(len(f.ends) for f in found) == 48
-    assert len(asked) == len(found) == 9  # folders
-
-
-def test_names_in_any_encoding_are_found_and_read(tmp_path):
-    content = io.BytesIO()
-    Image.new("RGB", (9, 9)).save(content, "PNG")
-    names = [b"\xff\xfe.png", "ä ö.PNG".encode(), b"z.png", b"Z.png", "\u65e5.png".encode()]
-    for name in names:
-        (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).write_bytes(content.getvalue())
-    source = FolderSource(tmp_path)
-    assert [os.fsencode(source.sample_name(i)) for i in range(5)] == sorted(names)
-    assert all(source.read(i).shape == (3, 9, 9) for i in range(5))
-
-
-def test_pipes_and_vanished_files_do_not_hang_the_scan(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jpg")
-    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
-    index = open_index(tmp_path)
-    assert (len(index), index.skipped) == (1, {"neither files nor folders": 1})
-    assert len(FolderSource(tmp_path)) == 1

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from moco.data.source import ArraySource
 from moco.encoder import digest
 from moco.evaluate.finetune import FineTuning
 from moco.export.backbone import backbone_metadata
+from moco.images import Portion
 from moco.starts import choose_start, open_setting
-from moco.supervised import counterpart, finetune_in, supervised
+from moco.supervised import _fingerprints, counterpart, finetune_in, supervised
 from moco.weights import export_weights
 from test_cli import call
 from test_protocols import json_of, run  # noqa: F401
@@ -201,3 +204,14 @@ def test_weights_that_differ_are_told_apart(own):
     with torch.no_grad():
         next(again.encoder.trunk.buffers()).add_(1)  # measured, so rounding of it is no other start
     assert digest(again.encoder.trunk) in names
+
+
+def test_trainings_that_are_kept_know_the_labels_they_were_made_with():
+    source = ArraySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+
+    def setting(labels):
+        portion = Portion(source, torch.arange(4), torch.tensor(labels))
+        return SimpleNamespace(train=portion, test=portion)
+
+    assert _fingerprints(setting([0, 1, 0, 1])) == _fingerprints(setting([0, 1, 0, 1]))
+    assert _fingerprints(setting([0, 1, 0, 1])) != _fingerprints(setting([0, 1, 1, 1]))

@@ -1,9 +1,7 @@
-"""What a second call, few images or odd ones meet: no wrong number, and nothing of the user's is lost."""
+"""What is asked of images before anything is trained or measured: form, range, classes, names."""
 
-import csv
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +14,10 @@ from moco.cli import main
 from moco.data.loader import _rows
 from moco.data.source import ArraySource
 from moco.data.statistics import fitted
-from moco.device import choose_device
-from moco.fit import Fit, write
-from moco.images import Portion, open_data, pairs, portions
+from moco.images import open_data, pairs, portions
 from moco.plan import Look, Plan, look_at
 from moco.recipe import MomentumQueue
 from moco.run_folder import read_run
-from moco.supervised import _fingerprints
 from tiny import CPU, tiny_recipe
 
 
@@ -30,33 +25,6 @@ def images(count=20, size=8, dtype=np.uint8, channels=3):
     rng = np.random.default_rng(0)
     made = rng.random((count, size, size, channels))
     return (made * 255).astype(dtype) if dtype != np.float32 else made.astype(dtype)
-
-
-@pytest.mark.parametrize(
-    ("written", "saved"),
-    [
-        ("y.png,,", "y.png,b,"),
-        ("name,label", "Name,Label"),
-        (",", ";"),
-        ("y.png,,", '"y.png,b,'),
-        ("name,label,guess,confidence", "name,label"),
-        ("y.png,b,", "y.png,,b,"),
-    ],
-    ids=["as it was", "capitals", "semicolons", "an open quotation mark", "fewer columns", "a field more"],
-)
-def test_a_list_that_somebody_filled_in_is_not_written_over(tmp_path, written, saved):
-    found = Fit(
-        ["a", "b"], ["x.png", "y.png"], torch.tensor([0, -1]), torch.tensor([[0.9, 0.1], [0.4, 0.6]]),
-        torch.tensor([1]), SimpleNamespace(right=None),
-    )  # fmt: skip
-    first, second = write(found, tmp_path)[1], write(found, tmp_path)[1]
-    assert first == second == tmp_path / "next.csv"  # nobody wrote in it
-    filled = first.read_text().replace("y.png,,", "y.png,b,").replace(written, saved)
-    first.write_text(filled)
-    assert write(found, tmp_path)[1] == tmp_path / "next-2.csv"
-    assert first.read_text() == filled
-    with open(tmp_path / "next-2.csv", newline="") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ["y.png"]
 
 
 def test_names_that_are_no_utf_8_are_in_recipe_and_report(tmp_path):
@@ -72,17 +40,6 @@ def test_names_that_are_no_utf_8_are_in_recipe_and_report(tmp_path):
     assert r"\udce91.png" in page
     Plan(str(data), Look(40, 3, 16, 16, 0.0), values).write(tmp_path / "plan.toml")
     assert recipe_file.read(tmp_path / "plan.toml") == (values, {"data": str(data)})
-
-
-def test_trainings_that_are_kept_know_the_labels_they_were_made_with():
-    source = ArraySource(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
-
-    def setting(labels):
-        portion = Portion(source, torch.arange(4), torch.tensor(labels))
-        return SimpleNamespace(train=portion, test=portion)
-
-    assert _fingerprints(setting([0, 1, 0, 1])) == _fingerprints(setting([0, 1, 0, 1]))
-    assert _fingerprints(setting([0, 1, 0, 1])) != _fingerprints(setting([0, 1, 1, 1]))
 
 
 def test_every_fifth_of_classes_in_turn_leaves_every_class_to_learn_from(tmp_path):
@@ -150,11 +107,3 @@ def test_a_folder_where_a_file_is_wanted_ends_in_a_sentence(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert str(tmp_path) in said
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1") == torch.device("cuda", 1)
-    with pytest.raises(ValueError, match="'cuda:2' here; there are 2 GPUs"):
-        choose_device("cuda:2")
