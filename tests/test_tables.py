@@ -52,6 +52,17 @@ def test_a_table_without_training_rows_says_what_its_rows_are_called(tmp_path):
         open_source(str(tmp_path / "x.csv"))
 
 
+@pytest.mark.usefixtures("folder")
+def test_images_that_are_named_twice_are_mentioned(tmp_path):
+    (tmp_path / "twice.txt").write_text("images/train/cat/00.png\nimages/train/dog/01.png\n" * 2)
+    (note,) = open_source(str(tmp_path / "twice.txt")).notes
+    assert "2 rows of" in note
+    assert "already, such as images/train/cat/00.png" in note
+    table = "path,group\n" + "images/train/cat/00.png,a\n" * 2
+    (tmp_path / "grouped.csv").write_text(table)
+    assert open_source(str(tmp_path / "grouped.csv")).notes == ()
+
+
 def test_rows_of_no_group_belong_to_none(folder, tmp_path):
     files = sorted(p.relative_to(tmp_path) for p in folder.rglob("*.png"))
     lines = [f"{path},{'-1' if i < 4 else 'a'}" for i, path in enumerate(files[:6])]

@@ -80,8 +80,21 @@ def open_manifest(
         path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
         classes=names, groups=groups, reading=reading, form=form,
     )  # fmt: skip
-    source.left_out, source.notes = of_split - len(rows), notes
+    source.left_out, source.notes = of_split - len(rows), notes + _repeated(chosen, path)
     return source
+
+
+def _repeated(chosen: Mapping[str, list[Any]], path: Path) -> tuple[str, ...]:
+    """A sentence about images that several rows name, if there are any and no group holds them together."""
+    rows = len(chosen["path"]) - len(set(chosen["path"]))
+    if not rows or "group" in chosen:
+        return ()
+    name = Counter(chosen["path"]).most_common(1)[0][0]
+    return (
+        f"{rows:,} row{'s' * (rows > 1)} of {path} name{'s' * (rows == 1)} an image that another row named "
+        f"already, such as {name}: each counts as an image of its own, also as a negative and where images "
+        "are held out; a column group with the path in it would keep them together",
+    )
 
 
 def _others(said: Sequence[str], path: Path) -> tuple[str, ...]:
