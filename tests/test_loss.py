@@ -108,7 +108,7 @@ def test_streamed_loss_never_holds_the_matrix(unit):
     n, k = 64, 32_768
     q = unit(n, 16, dtype=torch.float32).requires_grad_()
     entries = Entries(unit(n, 16, seed=1, dtype=torch.float32), unit(k, 16, seed=2, dtype=torch.float32))
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         info_nce(q, entries, 0.07).loss.backward()
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert 0 < largest < n * k * 4 / 8
