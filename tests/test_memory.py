@@ -3,6 +3,8 @@
 import gc
 import io
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -77,6 +79,28 @@ def test_decoding_takes_no_more_than_its_header_says(mode, kind, options):
     assert image.shape == (3, 1500, 3000)
     assert expected.least <= expected.most
     assert peak.taken <= expected.most + MARGIN
+
+
+_KEPT_AND_MEASURED = """
+import torch
+from moco import heap
+from moco.ablate.cell import Peak
+heap.keep()
+watch = Peak(torch.device("cpu"))
+left = [torch.ones(1 << 20) for _ in range(150)]  # 600 MiB that malloc keeps
+del left
+watch.begin(0, 10, 1)
+step = torch.ones(50 << 20)
+watch.progress(1, {})
+print(watch.mib)
+"""
+
+
+@measured
+def test_the_memory_of_a_cell_is_that_of_its_steps():
+    words = [sys.executable, "-c", _KEPT_AND_MEASURED]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert 150 < float(out) < 250
 
 
 @measured

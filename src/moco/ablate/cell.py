@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from moco import recipe_file
+from moco import heap, recipe_file
 from moco.ablate.plan import Job
 from moco.cluster import first_here, local_rank, rank_and_size
 from moco.device import choose_device
@@ -99,6 +99,7 @@ class Peak(Observer):
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
         self.began, self.first = True, done
+        heap.give_back()  # what reading and measuring the images left would hide what steps take
         reset_peak(self.device)
 
     def progress(self, done: int, row: dict[str, Any]) -> None:
