@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from moco import kernels, loss
 from moco.build import build, resolve
@@ -46,7 +46,7 @@ pytestmark = [
     *([] if INTERPRETED else [pytest.mark.gpu]),
     pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.skipif(
-        INTERPRETED and version(triton) < (3, 7) and version(np) >= (2, 4),
+        INTERPRETED and version(sys.modules["triton"]) < (3, 7) and version(np) >= (2, 4),
         reason="this Triton's interpreter converts arrays as numpy no longer allows; numpy<2.4 goes with it",
     ),
 ]
