@@ -194,13 +194,14 @@ def test_no_detections_are_worth_nothing(coco_sets):
     assert coco_metrics.evaluate(coco_sets["instances"], [], "bbox")["AP"] == 0
 
 
+def all_perfect(examples):
+    """The boxes of the annotations, as results."""
+    return [r for e in examples.examples for r in coco_metrics.rows(examples, e, perfect(e), "bbox")]
+
+
 def test_lvis_has_frequencies(coco_sets):
     examples = coco_sets["lvis"]
-    rows = [
-        row
-        for example in examples.examples
-        for row in coco_metrics.rows(examples, example, perfect(example), "bbox")
-    ]
+    rows = all_perfect(examples)
     table = coco_metrics.evaluate(examples, rows, "bbox", lvis=True, most=300)
     assert [table[f"AP{letter}"] for letter in "rcf"] == pytest.approx([100] * 3)
     rows = [row for row in rows if row["category_id"] != 10]
@@ -210,13 +211,7 @@ def test_lvis_has_frequencies(coco_sets):
 
 def test_classes_an_image_was_not_checked_for_do_not_count_in_lvis(coco_sets):
     examples = coco_sets["lvis"]
-    rows = [
-        row
-        for example in examples.examples
-        for row in coco_metrics.rows(examples, example, perfect(example), "bbox")
-    ]
-    import json
-
+    rows = all_perfect(examples)
     content = json.loads(examples.source.read_text())
     shown = {a["image_id"] for a in content["annotations"] if a["category_id"] == 10}
     absent = [image["id"] for image in content["images"] if image["id"] not in shown]

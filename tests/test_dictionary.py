@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moco import dictionary
+from moco import chance, dictionary
 from moco.batch import Batch
 from moco.dictionary import InBatch, MemoryBank, MomentumQueue
 from moco.world import Solo
@@ -107,17 +107,34 @@ def test_bank_begins_as_released():
 
 @pytest.mark.parametrize("per_query", [False, True])
 def test_bank_draws_depend_on_the_step_and_cover_every_image_evenly(unit, per_query):
-    bank = MemoryBank(20, 500, 4, per_query=per_query, mask_own=True)
     k = unit(4, 4, dtype=torch.float32)
-    draws = [bank.lookup(k, batch_of([1, 2, 3, 4], step=s), WORLD).negative_identity for s in (0, 0, 1)]
+    banks = [MemoryBank(20, 500, 4, per_query=per_query, mask_own=True) for _ in range(2)]
+    first, second = (batch_of([1, 2, 3, 4], step=step) for step in (0, 1))
+    draws = [
+        bank.lookup(k, batch, WORLD).negative_identity
+        for bank, batch in ((banks[0], first), (banks[1], first), (banks[1], second))
+    ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     counts = torch.bincount(draws[0].flatten(), minlength=20)
     expected = draws[0].numel() / 20
     assert ((counts - expected) ** 2 / expected).sum() < 50  # 19 degrees of freedom
     if per_query:
-        moved = bank.lookup(k, batch_of([4, 3, 2, 1]), WORLD).negative_identity
+        moved = banks[0].lookup(k, batch_of([4, 3, 2, 1]), WORLD).negative_identity
         assert torch.equal(moved, draws[0].flip(0))  # a query's draws are its own
+
+
+@pytest.mark.parametrize("per_query", [False, True])
+def test_bank_draws_once_a_step(unit, monkeypatch, per_query):
+    bank = MemoryBank(20, 5, 4, per_query=per_query, mask_own=True)
+    asked, draw = [], getattr(chance, name := "uniform" if per_query else "generator")
+    monkeypatch.setattr(chance, name, lambda *a, **k: asked.append(a) or draw(*a, **k))
+    for step in range(3):
+        batch = batch_of([1, 2, 3, 4], step=step)
+        for _ in range(2):  # of a symmetric loss
+            bank.lookup(unit(4, 4, dtype=torch.float32), batch, WORLD)
+        bank.masked(batch, WORLD)
+    assert len(asked) == 3
 
 
 def test_bank_that_does_not_fit_is_refused_with_its_size(monkeypatch):

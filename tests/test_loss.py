@@ -228,3 +228,10 @@ def test_half_precision_surroundings_do_not_reach_the_loss(unit):
 def test_temperature_must_be_positive(unit):
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
         info_nce(unit(2, 4), Entries(unit(2, 4), unit(3, 4)), 0.0)
+
+
+def test_one_process_needs_no_double_precision_for_nce(unit, monkeypatch):
+    q, p, d = (unit(*shape, seed=i, dtype=torch.float32) for i, shape in enumerate([(4, 8), (4, 8), (9, 8)]))
+    monkeypatch.setattr(torch.Tensor, "double", lambda _: pytest.fail("Metal has no float64"))
+    found = loss_module.NCE(0.1, images=20)(q, Entries(p, d))
+    assert found.loss.isfinite()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -379,3 +380,8 @@ def test_the_hostile_pack_among_good_images(shared_data, tmp_path):
 
 if __name__ == "__main__":
     both(sys.argv[1], Path(sys.argv[2]))
+
+
+def test_what_cannot_be_read_can_be_told_to_another_process():
+    error = pickle.loads(pickle.dumps(Unreadable("a.png", "cut short")))
+    assert str(error) == "cannot decode a.png: cut short"
