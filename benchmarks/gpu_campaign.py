@@ -3,7 +3,8 @@
     python benchmarks/gpu_campaign.py --data CIFAR10 --minutes 9 [--out runs/gpu] [--keep FOLDER] [--list]
 
 Each entry is a study (`moco ablate`), most of the released CIFAR-10 demo's recipe. Where there is a GPU,
-values and times of the fused kernels come first (`rows/kernels.json`). A call works through the entries
+values and times of the fused kernels (`rows/kernels.json`) and of whole steps in every form
+(`rows/gpu_step.json`) come first. A call works through the entries
 in order and stops in time: cells in progress resume from their last checkpoint in the next call,
 finished ones are kept. After every entry, and at the end, `rows/NAME.toml`, the table and the figure of each
 entry begun are written. With --keep all that is needed to go on elsewhere is copied to a folder: copy it
@@ -131,18 +132,21 @@ def run(entry: Entry, call: argparse.Namespace, minutes: float) -> int:
     return table["open"]
 
 
-def kernels(out: Path) -> None:
-    """Values and times of the fused kernels, once, where there is a GPU; a failure stops nothing else."""
+def speeds(out: Path) -> None:
+    """Values and times of kernels and whole steps, once, where there is a GPU; a failure stops no study."""
     import torch
 
-    row = out / "rows" / "kernels.json"
-    if row.exists() or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return
-    row.parent.mkdir(parents=True, exist_ok=True)
-    script = str(Path(__file__).with_name("kernels.py"))
-    done = subprocess.run([sys.executable, script, "measure", "--out", str(row)], check=False)
-    if done.returncode:
-        print(f"kernels: exit code {done.returncode}; keep to --kernels torch", flush=True)
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+    for name, *words in ("kernels", "measure"), ("gpu_step",):
+        row = out / "rows" / f"{name}.json"
+        if row.exists():
+            continue
+        script = str(Path(__file__).with_name(f"{name}.py"))
+        done = subprocess.run([sys.executable, script, *words, "--out", str(row)], check=False)
+        if done.returncode:
+            print(f"{name}: exit code {done.returncode}", flush=True)
 
 
 def keep(out: Path, folder: Path) -> None:
@@ -181,7 +185,7 @@ def main() -> None:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     left: dict[str, int] = {}
     if not call.only:
-        kernels(call.out)
+        speeds(call.out)
     for entry in ENTRIES:
         if call.only and entry.name not in call.only:
             continue

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -65,3 +66,19 @@ def test_reduced_precision_trains():
     run = build(values, data, Solo(), device=device, checkpoints=Checkpoints(Path("nowhere")))
     for batch in run.batches(0, 4):
         assert step(run, batch, run.world).loss.isfinite()
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"symmetric": True}])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_encoders_follow_the_plain_ones(tmp_path, mode, changes):
+    """Graphs are recorded at the second call and replayed from the third on."""
+    jaxtyping.config.update("jaxtyping_disable", True)  # such checks cannot be traced
+    losses, device, data = [], torch.device("cuda"), tiny_data()
+    for choice in "off", mode:
+        torch.compiler.reset()
+        values = resolve(tiny_recipe(compile=choice, precision="float32", **changes), data, device)
+        run = build(values, data, Solo(), device=device, checkpoints=Checkpoints(tmp_path / choice))
+        run.f_q.train(), run.keys.train()
+        losses.append([step(run, batch, run.world).loss.item() for batch in run.batches(0, 6)])
+    jaxtyping.config.update("jaxtyping_disable", False)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)

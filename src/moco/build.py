@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moco import chance, dictionary, encoder, kernels, keys, loss, recipe
+from moco.batch import Batch
 from moco.data.loader import Loader
 from moco.data.statistics import fitted
 from moco.data.views import Views
@@ -19,6 +20,7 @@ from moco.images import Data, labelled, pairs
 from moco.processor import settled
 from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
+from moco.training.compiled import compile_passes, one_step_each
 from moco.training.interpreter import Interpreter
 from moco.training.sgd import SGD
 from moco.training.trainer import Run
@@ -180,7 +182,7 @@ def build(
     )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)
-    if values.kernels == "triton":
+    if values.kernels == "triton" and values.compile == "off":  # torch.compile fuses the same operations
         from moco.kernels.norm import fuse
 
         fuse(f_q.trunk)
@@ -203,6 +205,12 @@ def build(
             f"the learning rate of the first step is {rate(0)}; give more epochs or another schedule"
         )
     _try_out(f_q, values, data.train.channels, device)
+    key_encoder = build_keys(values, f_q)
+    batches: Callable[[int, int], Iterator[Batch]] = loader.stream
+    if values.compile != "off":
+        own = [net for net in key_encoder.children() if isinstance(net, encoder.Encoder)]
+        compile_passes([f_q, *own], values.compile)
+        batches = one_step_each(batches)
     monitor = values.monitor
     knn_data = labelled(values, data, device, bank=monitor.bank, queries=monitor.queries)
 
@@ -215,14 +223,14 @@ def build(
 
     return Run(
         f_q=f_q,
-        keys=build_keys(values, f_q),
+        keys=key_encoder,
         dictionary=table,
         loss=criterion,
         optimizer=optimizer,
         symmetric=values.symmetric,
         accumulate=values.accumulate,
         world=world,
-        batches=loader.stream,
+        batches=batches,
         learning_rate=rate,
         steps=steps,
         steps_per_epoch=loader.steps_per_epoch,
@@ -270,7 +278,10 @@ def build_interpreter(values: recipe.Recipe, steps_per_epoch: int) -> Interprete
         case recipe.MemoryBank(size):
             negatives, filled = size, None
     guessing = negatives if isinstance(values.loss, recipe.InfoNCE) else None
-    return Interpreter(guessing, filled, trend, _unreached(values, steps_per_epoch))
+    remarks = _unreached(values, steps_per_epoch)
+    if values.compile != "off":
+        remarks.append("torch.compile: the first step may take minutes, in a later run less")
+    return Interpreter(guessing, filled, trend, remarks)
 
 
 def _unreached(values: recipe.Recipe, steps_per_epoch: int) -> list[str]:

@@ -46,6 +46,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
                 "make the batch a multiple of the group size"
             )
         groups = len(x) // self.group_size
+        if torch.compiler.is_compiling():
+            return self._in_plain_operations(x, groups)
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -59,6 +61,24 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             self.running_var.copy_(variances.mean(0))
             self.num_batches_tracked.add_(1)
         return y
+
+    def _in_plain_operations(self, x: Tensor, groups: int) -> Tensor:
+        """The same in operations that torch.compile fuses with those around them."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        parts = wide.unflatten(0, (groups, -1))
+        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0, keepdim=True)
+        scale = (variance + self.eps).rsqrt() * self.weight[:, None, None]
+        y = (parts - mean) * scale + self.bias[:, None, None]
+        count = parts[0, :, 0].numel()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.flatten(1).mean(0), self.momentum)
+            self.running_var.lerp_(variance.flatten(1).mean(0) * (count / max(count - 1, 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return y.flatten(0, 1).to(x.dtype)
 
 
 class _NormaliseGroups(torch.autograd.Function):

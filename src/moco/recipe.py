@@ -276,6 +276,8 @@ class Recipe:
     """Arithmetic of the encoders; auto takes bfloat16 where the processor has it in hardware."""
     kernels: Literal["torch", "triton"] = "torch"
     """Parts of a step on a GPU: torch's operations, or fused ones of this package (see docs/speed.md)."""
+    compile: Literal["off", "default", "reduce-overhead"] = "off"
+    """Passes of the encoders through torch.compile, in this mode of it; reduce-overhead adds CUDA graphs."""
     seed: int = 0
     """Of every random choice."""
     monitor: Monitor = field(default_factory=Monitor)
@@ -289,6 +291,7 @@ class Recipe:
     def __post_init__(self):
         _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
         _one_of("kernels", self.kernels, ("torch", "triton"))
+        _one_of("compile", self.compile, ("off", "default", "reduce-overhead"))
         _require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
         _require(
             (self.epochs is None) != (self.iterations is None),
