@@ -49,7 +49,7 @@ FORMS = (
 )  # kernels, compile
 CASES = {"cifar": ("cifar", 512, 20_000), "resnet50": ("v1", 256, 2048), "jpeg": ("v1", 256, 4096)}
 _GATE = 3  # steps whose losses are compared
-_APART = 0.01  # the first loss at most: bfloat16; later ones are told
+_APART = 0.03  # the first loss at most: bfloat16 alone is 2 % from float32 at toy sizes; later ones are told
 _PARTS = {
     "convolutions and products": ("conv", "gemm", "wgrad", "dgrad", "fprop", "cutlass", "xmma", "sm90", "mm"),
     "views": ("_colour", "_blur"),
