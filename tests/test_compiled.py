@@ -111,6 +111,12 @@ def test_measurements_are_not_compiled(monkeypatch):
         losses(run, 0, 1)
 
 
+def test_a_machine_without_a_compiler_is_told_so_before_a_run_begins(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(ValueError, match=r"compile default cannot be used without a C\+\+ compiler"):
+        tiny_run(tiny_recipe(compile="default"))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiler_s_own_code_has_the_values_too(unit):

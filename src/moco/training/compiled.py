@@ -1,11 +1,15 @@
 """Encoders whose passes in training go through torch.compile; all else, measurements too, stays as it is."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from moco.batch import Batch
 from moco.encoder import Encoder
+
+_COMPILERS = "g++", "clang++", "gcc", "clang", "cl"
 
 
 def compile_passes(encoders: Iterable[Encoder], mode: str) -> None:
@@ -14,7 +18,14 @@ def compile_passes(encoders: Iterable[Encoder], mode: str) -> None:
     Args:
         encoders: each is compiled when it is first called, for every shape of a batch anew.
         mode: of `torch.compile`, such as "default" or "reduce-overhead".
+
+    Raises:
+        ValueError: if this machine has no C++ compiler, which torch.compile works with.
     """
+    if not any(map(shutil.which, (os.environ.get("CXX", ""), *_COMPILERS))):
+        raise ValueError(
+            f"compile {mode} cannot be used without a C++ compiler; install g++ or use --compile off"
+        )
     for net in encoders:
         net.compile(mode=mode, dynamic=False)
 
