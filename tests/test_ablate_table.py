@@ -18,7 +18,7 @@ from moco.ablate.execute import Machine
 from moco.ablate.plan import Plan
 from moco.ablate.row import write_row
 from moco.ablate.subset import subset
-from moco.ablate.table import gather, interval, markdown
+from moco.ablate.table import difference, gather, markdown
 from moco.images import Data, open_data
 from moco.report.studies import plot_study
 from moco.studies import Point, Published
@@ -63,7 +63,7 @@ def test_intervals_are_student_s(count):
 
     values = np.random.default_rng(count).normal(1.0, 2.0, count)
     low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-    made = interval(values.tolist())
+    made = difference(values.tolist())
     assert (made["low"], made["high"]) == pytest.approx((low, high), abs=2e-3)
 
 

@@ -248,7 +248,7 @@ def test_help_and_lists(capsys):
         ("pretrain --from {tmp}/none.toml", "none.toml"),
         ("pretrain --from", "--from takes a run, or a recipe.toml"),
         ("knn {tmp}/none", "holds no run"),
-        ("knn {run} --k 1000", "k must be between 1 and the 100 images of the bank, got 1000"),
+        ("knn {run} --k 1000", "k must be between 1 and the 100 images searched, got 1000"),
         ("knn {run} --data {tmp}/bare", "has no labels"),
         ("recipes v9", "there is no recipe 'v9'"),
     ],

@@ -12,6 +12,7 @@ from moco import device as devices
 from moco import recipe
 from moco.build import build, resolve
 from moco.data.source import ArraySource
+from moco.evaluate.knn import knn_predict, nearest
 from moco.images import Data, open_data
 from moco.training.checkpoint import Checkpoints
 from moco.training.step import step
@@ -98,6 +99,19 @@ def test_steps_equal_the_cpu_s_and_none_waits(there, changes):
     found, waited = losses(values, data, there)
     assert found == losses(values, data, CPU)[0]
     assert not waited
+
+
+def test_neighbours_are_found_there(there, unit):
+    queries, bank = unit(40, 8, dtype=torch.float32), unit(300, 8, seed=1, dtype=torch.float32)
+    waits.clear()
+    found = nearest(queries, bank, 20, there)
+    assert len(waits) == 2  # for similarities and rows of the one part there is, at the end
+    assert [x.device for x in found] == [CPU, CPU]
+    for ours, expected in zip(found, nearest(queries, bank, 20), strict=True):
+        torch.testing.assert_close(ours, expected)
+    labels = torch.randint(4, (300,))
+    expected = knn_predict(queries, bank, labels, k=20)
+    assert torch.equal(knn_predict(queries.to(there), bank, labels.to(there), k=20), expected)
 
 
 @pytest.mark.parametrize("kind", ["uint16", "float32", "grey", "grouped", "files"])

@@ -18,7 +18,7 @@ from moco.cli import main
 from moco.data.loader import plain_batches
 from moco.data.open import open_source
 from moco.embedding_files import WRITERS, holds_embeddings, read_embeddings
-from moco.embeddings import Embeddings, embed, joined, nearest
+from moco.embeddings import Embeddings, embed, joined
 from moco.weights import images_of, open_weights
 from test_run import finished  # noqa: F401
 
@@ -110,17 +110,6 @@ def test_names_that_are_no_text_are_written(kind, tmp_path):
         writer.write(Embeddings([name], [name], torch.zeros(1, 2)))
     read = read_embeddings(tmp_path / f"e.{kind}")
     assert read.names == read.labels == [name if kind != "parquet" else r"caf\udce9.png"]
-
-
-def test_nearest_is_a_full_sort(unit, monkeypatch):
-    monkeypatch.setattr("moco.embeddings._ROWS", 7)
-    queries, bank = unit(5, 8, dtype=torch.float32), unit(40, 8, seed=1, dtype=torch.float32)
-    similarity, rows = nearest(3 * queries, 0.1 * bank, 9)
-    expected = (queries @ bank.T).sort(dim=1, descending=True)
-    assert torch.equal(rows, expected.indices[:, :9])
-    torch.testing.assert_close(similarity, expected.values[:, :9])
-    with pytest.raises(ValueError, match="k must be between 1 and the 40 images searched, got 41"):
-        nearest(queries, bank, 41)
 
 
 def test_embeddings_are_the_encoders(finished):  # noqa: F811

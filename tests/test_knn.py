@@ -11,7 +11,7 @@ from moco.build import build_encoder, resolve
 from moco.encoder import Encoder, trunk
 from moco.evaluate import knn as knn_module
 from moco.evaluate.features import calibrate, extract, pixels
-from moco.evaluate.knn import _largest, accuracy, knn, knn_predict
+from moco.evaluate.knn import _largest, accuracy, knn, knn_predict, nearest
 from moco.export.backbone import backbone_bytes
 from moco.images import labelled, portions
 from tiny import tiny_data, tiny_recipe
@@ -42,6 +42,17 @@ def test_equals_the_definition_however_it_is_chunked(monkeypatch, k, query_rows,
     labels = torch.randint(4, (40,))
     expected = slow_knn(queries, bank, labels, k, 0.1)
     assert torch.equal(knn_predict(queries, bank, labels, k=k, temperature=0.1), expected)
+
+
+def test_nearest_is_a_full_sort(unit, monkeypatch):
+    monkeypatch.setattr(knn_module, "_BANK", 7)
+    queries, bank = unit(5, 8, dtype=torch.float32), unit(40, 8, seed=1, dtype=torch.float32)
+    similarity, rows = nearest(3 * queries, 0.1 * bank, 9)
+    expected = (queries @ bank.T).sort(dim=1, descending=True)
+    assert torch.equal(rows, expected.indices[:, :9])
+    torch.testing.assert_close(similarity, expected.values[:, :9])
+    with pytest.raises(ValueError, match="k must be between 1 and the 40 images searched, got 41"):
+        nearest(queries, bank, 41)
 
 
 def test_equals_scikit_learn_unweighted():
@@ -80,8 +91,8 @@ def test_separated_classes_are_all_right_and_shuffled_labels_are_chance():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"k": 0}, "k must be between 1 and the 9 images of the bank, got 0"),
-        ({"k": 10}, "k must be between 1 and the 9 images of the bank, got 10"),
+        ({"k": 0}, "k must be between 1 and the 9 images searched, got 0"),
+        ({"k": 10}, "k must be between 1 and the 9 images searched, got 10"),
         ({"k": 3, "temperature": 0.0}, "the temperature must be above 0"),
     ],
 )

@@ -65,7 +65,7 @@ def measure_knn(
     k = min(values.monitor.k, count) if k is None else k
     temperature = values.monitor.temperature if temperature is None else temperature
     if not 1 <= k <= count:
-        raise ValueError(f"k must be between 1 and the {count} images of the bank, got {k}")
+        raise ValueError(f"k must be between 1 and the {count} images searched, got {k}")
     measured = dict(knn(weights.encoder, bank, queries, k=k, temperature=temperature))
     if not weights.has_head:
         del measured["knn_output"]

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from moco.data.loader import plain_batches
@@ -16,7 +15,6 @@ from moco.images import check_form
 from moco.weights import Weights
 
 LAYERS = ("trunk", "output")
-_ROWS = 65_536  # features compared at once
 
 
 @dataclass(frozen=True)
@@ -128,26 +126,3 @@ def joined(parts: Iterator[Embeddings]) -> Embeddings:
     groups = [part.groups for part in whole if part.groups is not None]
     features = torch.cat([part.features for part in whole])
     return Embeddings(names, labels, features, torch.cat(groups) if groups else None, whole[0].weights)
-
-
-def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most similar rows of the bank for each query: cosine similarities and row numbers, (Q, k).
-
-    Args:
-        queries, bank: features (Q, D) and (M, D) of any length; they are normalised here.
-        k: 1 to M.
-
-    Raises:
-        ValueError: if k is out of range.
-    """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k must be between 1 and the {len(bank)} images searched, got {k}")
-    queries = F.normalize(queries, dim=1)
-    best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
-    for start in range(0, len(bank), _ROWS):
-        similarity = queries @ F.normalize(bank[start : start + _ROWS], dim=1).T
-        top, index = similarity.topk(min(k, similarity.shape[1]), dim=1)
-        best, rows = torch.cat([best, top], 1), torch.cat([rows, index + start], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        rows = rows.gather(1, order)
-    return best, rows

@@ -77,7 +77,7 @@ def baselines(values: Recipe, data: Data, device: torch.device) -> Iterator[tupl
     centre = raw_bank.mean(0)
     raw = accuracy(
         raw_queries - centre, queries.labels, raw_bank - centre, bank.labels,
-        k=monitor.k, temperature=monitor.temperature,
+        k=monitor.k, temperature=monitor.temperature, device=device,
     )  # fmt: skip
     yield "raw_pixels", round(raw, 3)
     untrained = build_encoder(values, data.train.channels).to(device)

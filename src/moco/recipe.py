@@ -12,13 +12,15 @@ from moco.data.augmentation import Augmentation
 from moco.data.reading import Reading
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless the value is one of the choices."""
+    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Encoder:
     """Images per batch-normalisation group (32 per GPU in the paper); None: the whole batch."""
 
     def __post_init__(self):
-        _one_of("encoder.stem", self.stem, ("imagenet", "small", "small2"))
-        _one_of("encoder.head", self.head, ("linear", "mlp"))
-        _require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
-        _require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
-        _require(
+        one_of("encoder.stem", self.stem, ("imagenet", "small", "small2"))
+        one_of("encoder.head", self.head, ("linear", "mlp"))
+        require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
+        require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
+        require(
             self.bn_group is None or self.bn_group >= 2,
             f"encoder.bn_group must be at least 2 images (one image has no variance), got {self.bn_group}",
         )
@@ -59,7 +61,7 @@ class MomentumKeys:
     """Shuffling BN: permute the keys between batch-normalisation groups."""
 
     def __post_init__(self):
-        _require(
+        require(
             0 <= self.momentum < 1,
             f"keys.momentum must be in [0, 1), got {self.momentum} "
             "(it is m in θ_k ← m θ_k + (1 − m) θ_q; the paper uses 0.999)",
@@ -89,7 +91,7 @@ class MomentumQueue:
     """Leave out keys of the query's own image; required when K is not below the number of images."""
 
     def __post_init__(self):
-        _require(
+        require(
             self.size >= 1, f"dictionary.size must be at least 1 key, got {self.size} (the paper uses 65536)"
         )
 
@@ -113,8 +115,8 @@ class MemoryBank:
     """Leave out draws of the query's own slot."""
 
     def __post_init__(self):
-        _require(self.size >= 1, f"dictionary.size must be at least 1 key, got {self.size}")
-        _require(0 <= self.momentum < 1, f"dictionary.momentum must be in [0, 1), got {self.momentum}")
+        require(self.size >= 1, f"dictionary.size must be at least 1 key, got {self.size}")
+        require(0 <= self.momentum < 1, f"dictionary.momentum must be in [0, 1), got {self.momentum}")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class InfoNCE:
     """T; 0.07 in v1, 0.2 in v2."""
 
     def __post_init__(self):
-        _require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
+        require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class NCE:
     """T of exp(similarity / T) / Z."""
 
     def __post_init__(self):
-        _require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
+        require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Margin:
     """Least difference in cosine similarity between positive and negative."""
 
     def __post_init__(self):
-        _require(0 < self.margin <= 2, f"loss.margin must be in (0, 2], got {self.margin}")
+        require(0 < self.margin <= 2, f"loss.margin must be in (0, 2], got {self.margin}")
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,9 @@ class SGD:
     """Nesterov's form of momentum."""
 
     def __post_init__(self):
-        _require(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
-        _require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
-        _require(
+        require(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
+        require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        require(
             self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}"
         )
 
@@ -182,7 +184,7 @@ class Step:
     """Epochs over which the learning rate rises linearly from zero."""
 
     def __post_init__(self):
-        _require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
+        require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,8 @@ class Exponential:
     """Epochs over which the learning rate rises linearly from zero."""
 
     def __post_init__(self):
-        _require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
-        _require(self.every >= 1, f"schedule.every must be at least 1 step, got {self.every}")
+        require(self.factor > 0, f"schedule.factor must be above 0, got {self.factor}")
+        require(self.every >= 1, f"schedule.every must be at least 1 step, got {self.every}")
 
 
 @dataclass(frozen=True)
@@ -237,13 +239,13 @@ class Monitor:
 
     def __post_init__(self):
         for name in "bank", "queries":
-            _require(
+            require(
                 getattr(self, name) >= 1,
                 f"monitor.{name} must be at least 1 image, got {getattr(self, name)}",
             )
-        _require(self.k >= 1, f"monitor.k must be at least 1 neighbour, got {self.k}")
-        _require(self.temperature > 0, f"monitor.temperature must be above 0, got {self.temperature}")
-        _require(self.every >= 0, f"monitor.every must not be negative, got {self.every}")
+        require(self.k >= 1, f"monitor.k must be at least 1 neighbour, got {self.k}")
+        require(self.temperature > 0, f"monitor.temperature must be above 0, got {self.temperature}")
+        require(self.every >= 0, f"monitor.every must not be negative, got {self.every}")
 
 
 @dataclass(frozen=True)
@@ -289,11 +291,11 @@ class Recipe:
     """Newest checkpoints to keep."""
 
     def __post_init__(self):
-        _one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
-        _one_of("kernels", self.kernels, ("torch", "triton"))
-        _one_of("compile", self.compile, ("off", "default", "reduce-overhead"))
-        _require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
-        _require(
+        one_of("precision", self.precision, ("auto", "float32", "bfloat16"))
+        one_of("kernels", self.kernels, ("torch", "triton"))
+        one_of("compile", self.compile, ("off", "default", "reduce-overhead"))
+        require(self.batch >= 2, f"batch must be at least 2 images, got {self.batch}")
+        require(
             (self.epochs is None) != (self.iterations is None),
             f"give epochs or iterations, not both: got epochs {self.epochs} and iterations "
             f"{self.iterations}; for a number of steps write --epochs None --iterations STEPS",
@@ -308,42 +310,42 @@ class Recipe:
             "keep_checkpoints",
         ):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+            require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         group = self.encoder.bn_group
-        _require(
+        require(
             group is None or self.batch % group == 0,
             f"encoder.bn_group must divide the batch, got groups of {group} in a batch of {self.batch}",
         )
         shuffled = getattr(self.keys, "shuffle", False)
-        _require(
+        require(
             not shuffled or (group is not None and group < self.batch),
             f"keys.shuffle needs at least two batch-normalisation groups, got {group or self.batch} images "
             f"per group in a batch of {self.batch}: one group has nothing to shuffle between, and the "
             "pretext task leaks; make encoder.bn_group half of the batch or less, or turn keys.shuffle off",
         )
         part, rest = divmod(self.batch, self.accumulate)
-        _require(
+        require(
             rest == 0 and (self.accumulate == 1 or (group is not None and part % group == 0)),
             f"accumulate must split the batch of {self.batch} into parts of whole batch-normalisation groups "
             f"({group} images), got {self.accumulate} parts; set encoder.bn_group to a divisor of the part",
         )
-        _require(
+        require(
             self.accumulate == 1 or isinstance(self.keys, MomentumKeys),
             "accumulate needs keys that carry no gradient and do not come from the queries: momentum keys",
         )
-        _require(
+        require(
             self.accumulate == 1 or isinstance(self.loss, InfoNCE),
             "accumulate needs a loss that is a mean over the queries: InfoNCE",
         )
-        _require(
+        require(
             isinstance(self.keys, QueryKeys) == isinstance(self.dictionary, MemoryBank),
             "query keys and a memory bank go together: a bank stores queries, and stored queries need a bank",
         )
-        _require(
+        require(
             not (self.symmetric and isinstance(self.dictionary, MemoryBank)),
             "symmetric must be off with a memory bank, whose slots take one view of an image per step",
         )
-        _require(
+        require(
             not (isinstance(self.keys, TiedKeys) and isinstance(self.dictionary, MomentumQueue)),
             "tied keys change at every step and are consistent within a batch only: use dictionary InBatch()",
         )

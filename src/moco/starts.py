@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moco import encoder as encoders
 from moco.build import build_encoder
-from moco.data.augmentation import IMAGENET_MEAN, IMAGENET_STD
+from moco.channels import IMAGENET_MEAN, IMAGENET_STD
 from moco.device import choose_device
 from moco.encoder import Encoder
 from moco.evaluate.features import Features, calibrate, extract

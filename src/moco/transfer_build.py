@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from moco import chance
+from moco.channels import IMAGENET_MEAN, IMAGENET_STD
 from moco.data.decode import decode
 from moco.data.form import Form
 from moco.data.reading import Reading
@@ -35,7 +36,7 @@ from moco.transfer.trunks import Stages, require_residual
 from moco.transfer_recipe import Images, TransferRecipe, Trunk
 from moco.world import World
 
-IMAGENET = Pixels((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Pixels(IMAGENET_MEAN, IMAGENET_STD)
 REFERENCE_BATCH = 16
 
 

@@ -6,16 +6,13 @@ As for pre-training, a recipe stores independent values only, and the command li
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moco.recipe import require
+
 LAYOUTS = (
     "voc", "coco", "keypoints", "densepose", "lvis", "cityscapes", "voc-segmentation",
     "cityscapes-segmentation",
 )  # fmt: skip
 MODELS = ("c4", "dilated-c5", "fpn", "fcn")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -52,12 +49,12 @@ class Images:
     """Multiplies short sides, limits, crop and anchors: 0.25 for a small machine."""
 
     def __post_init__(self):
-        _require(self.factor > 0, f"images.factor must be above 0, got {self.factor}")
-        _require(
+        require(self.factor > 0, f"images.factor must be above 0, got {self.factor}")
+        require(
             bool(self.short) and min(self.short) >= 1, f"images.short must be at least 1, got {self.short}"
         )
-        _require(self.crop >= 1, f"images.crop must be at least 1, got {self.crop}")
-        _require(
+        require(self.crop >= 1, f"images.crop must be at least 1, got {self.crop}")
+        require(
             0 < self.scales[0] <= self.scales[1], f"images.scales must be small, large; got {self.scales}"
         )
 
@@ -96,18 +93,18 @@ class Heads:
     """Channels of a branch: 256 for masks, 512 for keypoints and dense pose; None is that."""
 
     def __post_init__(self):
-        _require(self.model in MODELS, f"heads.model must be one of {', '.join(MODELS)}, got {self.model!r}")
-        _require(
+        require(self.model in MODELS, f"heads.model must be one of {', '.join(MODELS)}, got {self.model!r}")
+        require(
             self.model != "fpn" or len(self.anchors) == 5,
             f"heads.anchors must have one size for each of a pyramid's 5 maps, got {self.anchors}",
         )
-        _require(
+        require(
             not (self.masks and self.model == "dilated-c5"),
             "heads.masks needs model c4 or fpn, got dilated-c5",
         )
         for name in "train_before", "train_after", "test_before", "test_after", "regions", "most":
-            _require(getattr(self, name) >= 1, f"heads.{name} must be at least 1, got {getattr(self, name)}")
-        _require(0 <= self.threshold < 1, f"heads.threshold must be in [0, 1), got {self.threshold}")
+            require(getattr(self, name) >= 1, f"heads.{name} must be at least 1, got {getattr(self, name)}")
+        require(0 <= self.threshold < 1, f"heads.threshold must be in [0, 1), got {self.threshold}")
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,11 @@ class Schedule:
     """Where the rise begins."""
 
     def __post_init__(self):
-        _require(
+        require(
             all(0 < m < 1 for m in self.milestones),
             f"schedule.milestones must be parts of the run in (0, 1), got {self.milestones}",
         )
-        _require(self.warmup >= 0, f"schedule.warmup must not be negative, got {self.warmup}")
+        require(self.warmup >= 0, f"schedule.warmup must not be negative, got {self.warmup}")
 
 
 @dataclass(frozen=True)
@@ -181,33 +178,33 @@ class TransferRecipe:
     """Newest checkpoints to keep."""
 
     def __post_init__(self):
-        _require(self.layout in LAYOUTS, f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        require(self.layout in LAYOUTS, f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         segmentation = self.layout.endswith("segmentation")
-        _require(
+        require(
             segmentation == (self.heads.model == "fcn"),
             f"segmentation takes heads.model fcn, detection another; got {self.heads.model} on {self.layout}",
         )
-        _require(
+        require(
             self.layout not in ("keypoints", "densepose") or self.heads.model == "fpn",
             f"{self.layout} needs heads.model fpn, got {self.heads.model}",
         )
-        _require(bool(self.train), "train must name at least one split")
-        _require(
+        require(bool(self.train), "train must name at least one split")
+        require(
             self.layout in ("voc", "densepose") or len(self.train) == 1,
             f"only the splits of VOC and DensePose can be joined, got {self.train}",
         )
         for name in "iterations", "batch", "journal_every", "checkpoint_every", "keep_checkpoints":
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.lr > 0, f"lr must be above 0, got {self.lr}")
-        _require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
-        _require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        _require(self.precise >= 0, f"precise must not be negative, got {self.precise}")
-        _require(self.repeat_below >= 0, f"repeat_below must not be negative, got {self.repeat_below}")
-        _require(
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(self.lr > 0, f"lr must be above 0, got {self.lr}")
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        require(self.precise >= 0, f"precise must not be negative, got {self.precise}")
+        require(self.repeat_below >= 0, f"repeat_below must not be negative, got {self.repeat_below}")
+        require(
             self.schedule.warmup < self.iterations,
             f"schedule.warmup must be shorter than the run of {self.iterations} steps, got "
             f"{self.schedule.warmup}; write --schedule.warmup {self.iterations // 10}",
         )
-        _require(
+        require(
             not (self.heads.masks and self.layout == "voc"), "VOC's boxes have no masks; use a recipe of coco"
         )

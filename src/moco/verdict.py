@@ -182,7 +182,7 @@ def _k(setting: Setting) -> int:
 def _knn(setting: Setting, train: Tensor, test: Tensor) -> float:
     value = accuracy(
         test, setting.test.labels, train, setting.train.labels,
-        k=_k(setting), temperature=setting.values.monitor.temperature,
+        k=_k(setting), temperature=setting.values.monitor.temperature, device=setting.device,
     )  # fmt: skip
     return round(value, 3)
 

@@ -5,13 +5,12 @@ that a study killed anywhere ends with the same table.
 """
 
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from moco.ablate.plan import Job, Plan
-from moco.evaluate.fewlabel import student
+from moco.evaluate.fewlabel import interval
 from moco.files import write_atomically
 
 COLUMNS = {
@@ -72,7 +71,7 @@ def gather(plan: Plan) -> dict[str, Any]:
             if seed in by_seed and seed in reference and metric in by_seed[seed] and metric in reference[seed]
         ]
         if pairs and cell.name != plan.study.reference:
-            row["difference"] = interval(pairs)
+            row["difference"] = difference(pairs)
         rows.append(row)
     return {
         "study": plan.study.name,
@@ -115,14 +114,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return result | ({"std": round(statistics.stdev(values), 3)} if len(values) > 1 else {})
 
 
-def interval(differences: Sequence[float]) -> dict[str, Any]:
+def difference(pairs: Sequence[float]) -> dict[str, Any]:
     """Mean of paired differences and, of two or more, its 95 % interval by Student's t."""
-    n = len(differences)
-    mean = statistics.mean(differences)
-    if n < 2:
-        return {"mean": round(mean, 3), "n": n}
-    half = student(n - 1) * statistics.stdev(differences) / math.sqrt(n)
-    return {"mean": round(mean, 3), "n": n, "low": round(mean - half, 3), "high": round(mean + half, 3)}
+    found = interval(pairs)
+    result: dict[str, Any] = {"mean": round(found.mean, 3), "n": len(pairs)}
+    return result | ({"low": round(found.low, 3), "high": round(found.high, 3)} if len(pairs) > 1 else {})
 
 
 def markdown(table: dict[str, Any]) -> str:

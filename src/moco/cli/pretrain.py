@@ -95,13 +95,14 @@ def run(words: list[str]) -> int:
         prog=f"moco pretrain [{' | '.join(RECIPES)} | --from TOML | --resume RUN]",
         config=FLAGS,
     )
+    from moco.console import Terminal
     from moco.data.open import locate
     from moco.launch import pretrain
 
     quarantine = call.quarantine
     if "quarantine" in embedded and not any(word.split("=")[0] == "--quarantine" for word in words):
         quarantine = quarantine if locate(call.data) == locate(embedded["data"]) else None  # of other images
-    with _terminal() as terminal, contextlib.ExitStack() as records:
+    with Terminal() as terminal, contextlib.ExitStack() as records:
         observers = _records(call)
         for record in observers:
             records.push(_closing(record.__enter__(), terminal.say))
@@ -121,9 +122,10 @@ def run(words: list[str]) -> int:
 
 def _resume(words: list[str]) -> int:
     call = tyro.cli(Resume, args=words, prog="moco pretrain --resume", config=FLAGS)
+    from moco.console import Terminal
     from moco.launch import resume
 
-    with _terminal() as terminal:
+    with Terminal() as terminal:
         result = resume(
             call.run,
             data=call.data,
@@ -158,12 +160,6 @@ def _report(result: Any, *, as_json: bool) -> None:
         f"{result.out}: report.html to look at; backbone.safetensors, curves.png, views.png, journal.jsonl, "
         "recipe.toml"
     )
-
-
-def _terminal() -> Any:
-    from moco.console import Terminal
-
-    return Terminal()
 
 
 def _closing(record: Any, say: Callable[[str], None]) -> Callable[..., None]:

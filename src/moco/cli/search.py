@@ -40,7 +40,8 @@ def run(words: list[str]) -> int:
     from moco.data.unreadable import Unreadable
     from moco.device import choose_device
     from moco.embedding_files import holds_embeddings, read_embeddings
-    from moco.embeddings import embed, joined, layer_of, nearest
+    from moco.embeddings import embed, joined, layer_of
+    from moco.evaluate.knn import nearest
     from moco.weights import images_of, open_weights
 
     if not call.image.is_file():

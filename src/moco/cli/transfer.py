@@ -85,9 +85,10 @@ def run(words: list[str]) -> int:
         prog=f"moco transfer [{' | '.join(TRANSFER_RECIPES)} | table RUN... | --resume RUN]",
         config=FLAGS,
     )
+    from moco.console import Terminal
     from moco.transfer_run import transfer
 
-    with _terminal() as terminal:
+    with Terminal() as terminal:
         result = transfer(
             call.recipe,
             init=call.init,
@@ -105,9 +106,10 @@ def run(words: list[str]) -> int:
 
 def _resume(words: list[str]) -> int:
     call = tyro.cli(Resume, args=words, prog="moco transfer --resume", config=FLAGS)
+    from moco.console import Terminal
     from moco.transfer_run import resume_transfer
 
-    with _terminal() as terminal:
+    with Terminal() as terminal:
         result = resume_transfer(
             call.run,
             trials=call.trials,
@@ -170,9 +172,3 @@ def _report(result: Any, *, as_json: bool) -> None:
         spread = f" ± {result.std[name]:.1f}" if name in result.std else ""
         print(f"  {name:32}{value:7.1f}{spread}")
     print(f"{result.out}: result.json; in trial-0 ...: found.png, result.json, journal.jsonl")
-
-
-def _terminal() -> Any:
-    from moco.console import Terminal
-
-    return Terminal()

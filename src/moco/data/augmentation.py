@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from moco.channels import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ SMALL = Augmentation(
     hue=0.1,
     jitter_probability=0.8,
     grayscale_first=False,
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2023, 0.1994, 0.2010),
+    mean=CIFAR_MEAN,
+    std=CIFAR_STD,
 )
 """The released CIFAR-10 demo's: crops from 8 % of the area, no blur, CIFAR-10's statistics."""

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from moco.data.augmentation import IMAGENET_MEAN, SMALL, Augmentation
+from moco.channels import IMAGENET_MEAN
+from moco.data.augmentation import SMALL, Augmentation
 from moco.data.encoded import looking
 from moco.data.form import FULL
 from moco.data.source import Source

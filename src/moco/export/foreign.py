@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torchvision.models.resnet import Bottleneck
 
+from moco.channels import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from moco.resnet import ARCHITECTURES
 
 SUFFIXES = (".pth", ".pt", ".tar", ".ckpt", ".bin")
-SMALL_MEAN, SMALL_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _ORIGINS = {
     "encoder_q.": "MoCo",
     "base_encoder.": "MoCo v3",
@@ -166,8 +165,8 @@ def _architecture(path: Path, trunk: dict[str, Tensor]) -> dict[str, Any]:
         "stem": "imagenet" if large else "small",
         "channels": channels,
         "size": 224 if large else 32,
-        "mean": (IMAGENET_MEAN if large else SMALL_MEAN) if channels == 3 else (0.5,) * channels,
-        "std": (IMAGENET_STD if large else SMALL_STD) if channels == 3 else (0.25,) * channels,
+        "mean": (IMAGENET_MEAN if large else CIFAR_MEAN) if channels == 3 else (0.5,) * channels,
+        "std": (IMAGENET_STD if large else CIFAR_STD) if channels == 3 else (0.25,) * channels,
     }
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from moco import chance
 from moco.data.source import Source
-from moco.embeddings import embed, joined, nearest
+from moco.embeddings import embed, joined
+from moco.evaluate.knn import nearest
 from moco.weights import Weights
 
 NEIGHBOURS = 8

@@ -40,7 +40,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         assert self.num_batches_tracked is not None
         count = x.new_tensor([x.numel() // x.shape[1]])
         variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        gathered = _Gather.apply(torch.cat([mean, variance, count]), self.world)  # one collective per layer
+        gathered = self.world.gather(torch.cat([mean, variance, count])[None])  # one collective per layer
         means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
         shares, total = counts / counts.sum(), counts.sum()
         mean = (shares * means).sum(0)
@@ -52,19 +52,6 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of all processes; every process's gradient reaches the row it came from."""
-
-    @staticmethod
-    def forward(ctx, row, world):
-        ctx.world = world
-        return world.gather(row[None])
-
-    @staticmethod
-    def backward(ctx, grad):
-        return ctx.world.gather(grad[None].contiguous()).sum(0)[ctx.world.rank], None
 
 
 def set_norm(module: nn.Module, kind: Norm, world: World) -> nn.Module:
