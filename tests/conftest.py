@@ -68,3 +68,15 @@ def folder(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(path)
     return tmp_path / "images"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """The folder of a finished run on a few labelled images."""
+    from commands import TINY, call
+    from tiny import save_arrays
+
+    folder = tmp_path_factory.mktemp("protocols")
+    data = save_arrays(folder)
+    call("pretrain", "demo", *TINY, "--data", data, "--out", folder / "run")
+    return folder / "run"

@@ -29,7 +29,8 @@ from moco.data.source import ArraySource
 from moco.images import Data
 from moco.run_folder import read_run, write_recipe
 from moco.studies import STUDIES
-from test_run import StopAfter, save_arrays
+from test_run import StopAfter
+from tiny import save_arrays
 from toy_study import BASE, SMALL, calm, data, quick, quiet, toy, toy_file  # noqa: F401
 
 

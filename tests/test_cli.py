@@ -11,25 +11,13 @@ import pytest
 from PIL import Image
 
 import moco
+from commands import TINY, call
 from moco import recipe_file
-from moco.cli import main
 from moco.console import Terminal
 from moco.recipes import RECIPES
 from moco.run_folder import leave_note, read_run
 from moco.studies import STUDIES, cores
-from test_run import save_arrays
-
-TINY = [
-    *("--encoder.width", "8", "--encoder.bn-group", "8", "--batch", "32", "--epochs", "1"),
-    *("--dictionary.size", "64", "--views.size", "16", "--journal-every", "2"),
-    *("--monitor.bank", "60", "--monitor.queries", "20", "--monitor.k", "10"),
-]
-
-
-def call(*words, expect=0):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    assert stopped.value.code == expect
+from tiny import save_arrays
 
 
 @pytest.fixture(scope="module")

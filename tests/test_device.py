@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from commands import TINY, call
 from moco import device as devices
 from moco import recipe
 from moco.build import build, resolve
@@ -20,11 +21,9 @@ from moco.transfer_run import transfer
 from moco.world import Solo
 from shard_images import image
 from simulated import available, simulated, waits
-from test_cli import TINY, call
-from test_run import save_arrays
 from test_transfer_run import TINY as TRANSFER
 from test_transfer_run import voc_data
-from tiny import CPU, tiny_data, tiny_recipe
+from tiny import CPU, save_arrays, tiny_data, tiny_recipe
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="there is a GPU, or this torch knows no devices in Python"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import call
 from moco.data import doctor
 from moco.data.doctor import report
 from moco.data.duplicates import digest, exact, miniatures, near
@@ -17,7 +18,6 @@ from moco.data.encoded import FolderSource
 from moco.data.procedural import procedural
 from moco.data.quarantine import read_quarantine
 from moco.data.source import ArraySource
-from test_cli import call
 from test_unreadable import photographs
 
 # what the doctor must say of each entry of the pack, besides those that are in order

@@ -18,9 +18,9 @@ from moco.run_folder import read_run
 from moco.starts import open_setting
 from moco.supervised import planned, supervised
 from shard_images import image
-from test_run import StopAfter, save_arrays
+from test_run import StopAfter
 from test_supervised import QUICK
-from tiny import tiny_recipe
+from tiny import save_arrays, tiny_recipe
 
 SHORT = tiny_recipe(
     epochs=2,

@@ -9,8 +9,8 @@ import torch
 
 import moco
 from moco import processor
-from test_run import StopAfter, save_arrays
-from tiny import tiny_recipe
+from test_run import StopAfter
+from tiny import save_arrays, tiny_recipe
 
 
 @pytest.mark.parametrize("said", ["AuthenticAMD avx512f", "GenuineIntel avx512f", ""])

@@ -24,8 +24,7 @@ from moco.report.charts import Chart, Line, number, thin, ticks
 from moco.report.command import command
 from moco.report.facts import charts, read_facts
 from moco.report.page import write_report
-from test_run import save_arrays
-from tiny import tiny_recipe
+from tiny import save_arrays, tiny_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

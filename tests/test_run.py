@@ -22,17 +22,7 @@ from moco.run_folder import locked, read_run
 from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Observer
 from moco.training.trainer import train
-from tiny import tiny_data, tiny_recipe, tiny_run
-
-
-def save_arrays(path: Path, images: int = 100) -> str:
-    data = tiny_data(images)
-    arrays = {}
-    for prefix, source in ("", data.train), ("test_", data.test):
-        arrays[f"{prefix}images"] = source.pixels.permute(0, 2, 3, 1).numpy()
-        arrays[f"{prefix}labels"] = source.labels.numpy()
-    np.savez(path / "images.npz", **arrays)
-    return str(path / "images.npz")
+from tiny import save_arrays, tiny_data, tiny_recipe, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import call, json_of
 from moco.data.source import ArraySource
 from moco.encoder import digest
 from moco.evaluate.finetune import FineTuning
@@ -16,9 +17,7 @@ from moco.images import Portion
 from moco.starts import choose_start, open_setting
 from moco.supervised import _fingerprints, counterpart, finetune_in, supervised
 from moco.weights import export_weights
-from test_cli import call
-from test_protocols import json_of, run  # noqa: F401
-from test_run import save_arrays
+from tiny import save_arrays
 
 QUICK = FineTuning(lr=0.1, epochs=3, schedule="cosine", batch=25)
 
@@ -44,7 +43,7 @@ def quiet(sentence):
 
 
 @pytest.fixture
-def own(run, tmp_path):  # noqa: F811
+def own(run, tmp_path):
     """A copy of the run, to write into."""
     return shutil.copytree(run, tmp_path / "own")
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from moco import recipe
@@ -74,3 +75,14 @@ def tiny_batch(count: int = 16, dtype: torch.dtype = torch.float64, step: int = 
     orders = [torch.randperm(count, generator=generator) for _ in range(2)]
     index = torch.randperm(100, generator=generator)[:count]
     return Batch((views[0], views[1]), index, (orders[0], orders[1]), step)
+
+
+def save_arrays(path: Path, images: int = 100) -> str:
+    """Write tiny images and their labels to a file; its path."""
+    data = tiny_data(images)
+    arrays = {}
+    for prefix, source in ("", data.train), ("test_", data.test):
+        arrays[f"{prefix}images"] = source.pixels.permute(0, 2, 3, 1).numpy()
+        arrays[f"{prefix}labels"] = source.labels.numpy()
+    np.savez(path / "images.npz", **arrays)
+    return str(path / "images.npz")

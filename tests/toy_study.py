@@ -10,8 +10,7 @@ from moco.ablate.execute import Machine
 from moco.cli import main
 from moco.recipe import Cosine, Encoder, InfoNCE, MomentumQueue, Monitor
 from moco.studies import Axis, Cell, Study
-from test_run import save_arrays
-from tiny import tiny_recipe
+from tiny import save_arrays, tiny_recipe
 
 BASE = tiny_recipe(
     encoder=Encoder(arch="resnet10", width=8, stem="small2", dim=16, bn_group=4),
