@@ -13,6 +13,7 @@ from moco import device as devices
 from moco import recipe
 from moco.build import build, resolve
 from moco.data.source import ArraySource
+from moco.evaluate.features import extract
 from moco.evaluate.knn import knn_predict, nearest
 from moco.images import Data, open_data
 from moco.training.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ from shard_images import image
 from simulated import available, simulated, waits
 from test_transfer_run import TINY as TRANSFER
 from test_transfer_run import voc_data
-from tiny import CPU, save_arrays, tiny_data, tiny_recipe
+from tiny import CPU, save_arrays, tiny_data, tiny_encoder, tiny_recipe
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="there is a GPU, or this torch knows no devices in Python"
@@ -98,6 +99,27 @@ def test_steps_equal_the_cpu_s_and_none_waits(there, changes):
     found, waited = losses(values, data, there)
     assert found == losses(values, data, CPU)[0]
     assert not waited
+
+
+def test_features_wait_once_for_many_images(there, monkeypatch):
+    encoder, images = tiny_encoder(dtype=torch.float32), torch.randn(30, 3, 16, 16)
+    expected = extract(encoder, images.split(10))
+    batches, encoder = [part.to(there) for part in images.split(10)], encoder.to(there)
+    happened = []
+
+    def then():
+        for batch in batches:
+            happened.append(len(waits))
+            yield batch
+        happened.append(len(waits))
+
+    for held, fetched in (2**28, 0), (1, 4):  # both tensors of two batches are fetched before the third
+        monkeypatch.setattr("moco.evaluate.features._HELD", held)
+        waits.clear(), happened.clear()
+        found = extract(encoder, then())
+        assert happened[2] == fetched
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted)
 
 
 def test_neighbours_are_found_there(there, unit):

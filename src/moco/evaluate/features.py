@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from moco.encoder import Encoder
 from moco.norm import GroupedBatchNorm2d
 
+_HELD = 2**28  # bytes of features that stay on a device before they are fetched: each fetching waits for it
+
 
 class Features(NamedTuple):
     """Features of M images, on the CPU: what the trunk gives, and the head's unit-length output."""
@@ -30,16 +32,20 @@ def extract(encoder: Encoder, batches: Iterable[Float[Tensor, "N channels H W"]]
     was_training = encoder.training
     encoder.eval()
     try:
-        trunk, output = [], []
+        found: list[Features] = []
+        held: list[Features] = []
         for images in batches:
             features = encoder.features(images)
-            trunk.append(features.float().cpu())
-            output.append(encoder.project(features).float().cpu())
+            held.append(Features(features.float(), encoder.project(features).float()))
+            if sum(x.nbytes for part in held for x in part) >= _HELD:
+                found += [Features(*(x.cpu() for x in part)) for part in held]
+                held = []
     finally:
         encoder.train(was_training)
-    if not trunk:
+    found += [Features(*(x.cpu() for x in part)) for part in held]
+    if not found:
         raise ValueError("none of the images can be read")
-    return Features(torch.cat(trunk), torch.cat(output))
+    return Features(*map(torch.cat, zip(*found, strict=True)))
 
 
 def pixels(batches: Iterable[Float[Tensor, "N channels H W"]], *, side: int = 32) -> Float[Tensor, "M D"]:
