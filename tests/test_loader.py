@@ -92,6 +92,17 @@ def test_plain_batches_keep_order_and_sizes(folder):
     assert torch.equal(batches[0][1], alone[0])
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.uint16, torch.float32])
+def test_plain_batches_of_an_array_are_its_images(kind):
+    size = VIEWS.augmentation.size
+    pixels = torch.randint(0, 256, (7, 3, size, size)).to(kind)
+    source, indices = ArraySource(pixels), torch.tensor([5, 0, 0, 6])
+    batches = list(plain_batches(source, VIEWS, indices, batch=3, device=torch.device("cpu")))
+    assert [len(batch) for batch in batches] == [3, 1]
+    alone = [VIEWS.normalise(VIEWS.unit(source.read(i)[None])) for i in indices.tolist()]
+    assert torch.equal(torch.cat(batches), torch.cat(alone))
+
+
 def test_plain_batches_leave_images_of_the_right_size_alone():
     source = procedural(4, size=16)
     (batch,) = plain_batches(source, VIEWS, torch.arange(4), device=torch.device("cpu"))
