@@ -15,7 +15,7 @@ from moco.evaluate.logistic import check_finite
 from moco.processor import product_with
 
 _QUERIES, _BANK = 125, 65_536  # rows of similarities held at once: 32 MB, which malloc keeps
-_ON_GPU = 8  # times as many queries
+_ON_GPU = 4  # times as many queries; beside a training that fills its memory
 _GROUP = 4
 
 
