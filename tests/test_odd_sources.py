@@ -208,10 +208,28 @@ def test_sixteen_bits_of_a_ppm_are_kept(full):
     assert pixels[..., 0].tolist() == grey[0].tolist()
 
 
+def in_words(values, full, end=b""):
+    height, width = values.shape[:2]
+    rows = [" ".join(map(str, row.ravel())) + "  # a row\r" for row in values]
+    return f"P3\n# of a camera\n{width} {height}\n{full}\n".encode() + "\n".join(rows).encode() + end
+
+
+@pytest.mark.parametrize("full", [65_535, 4095, 1000])
+def test_a_ppm_in_words_holds_what_a_binary_one_does(full):
+    values = np.random.default_rng(0).integers(0, full + 1, (20, 30, 3))
+    values[0, 0] = full
+    read = [
+        decode(c, "x.ppm", COLOUR16, Reading()) for c in (in_words(values, full), deep("P6", values, full))
+    ]
+    assert torch.equal(*read)
+
+
 def test_broken_sixteen_bit_ppm_are_named():
     values = np.ones((2, 3, 3), int)
     whole = deep("P6", values, 65_535)
-    for content in whole[:-1], deep("P6", values, 65_536):
+    words = in_words(values, 1000)
+    broken = words.replace(b"1 1", b"1 x", 1), words.replace(b"1 1 1 ", b"1 1 ", 1), in_words(-values, 1000)
+    for content in whole[:-1], deep("P6", values, 65_536), *broken, in_words(1001 * values, 1000), words[:40]:
         with pytest.raises(Unreadable, match=r"x\.ppm"):
             decode(content, "x.ppm", COLOUR16, Reading())
 

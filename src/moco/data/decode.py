@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import math
 import re
 import warnings
 from typing import Any
@@ -36,7 +37,8 @@ _PLUGINS = {
 """Pillow's name of a format where it differs, and the two it would not load by itself."""
 _TO_RGB = {"CMYK", "YCbCr", "HSV", "LAB", "RGBX", "P", "RGB"}
 _WITH_ALPHA = {"LA": "LA", "La": "LA", "RGBA": "RGBA", "RGBa": "RGBA", "PA": "RGBA"}
-_PPM = re.compile(rb"P6" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"\s")
+_PPM = re.compile(rb"P[36]" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"\s")
+_COMMENT = re.compile(rb"#[^\r\n]*")
 _ORIENTATION = 0x0112  # EXIF's number of it
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF's
 _ONE_BYTE = ("1", "L", "P")  # modes of which Pillow stores a byte a pixel
@@ -133,7 +135,7 @@ def _by_library(
     deep_colour = header.depth > 8 and (header.channels == 3 or header.alpha)
     if header.format == "PNG" and deep_colour:
         return _library("imagecodecs", header).png_decode(content), header.alpha
-    if header.format == "PNM" and deep_colour and content[:2] == b"P6":
+    if header.format == "PNM" and deep_colour:
         return _deep_ppm(content, header), False
     if header.format == "TIFF" and (header.channels not in (1, 3) or deep_colour):
         return _tiff(content, header, reading, name)
@@ -240,16 +242,24 @@ def _black(image: Image.Image) -> int:
 
 
 def _deep_ppm(content: bytes, header: Header) -> np.ndarray:
-    """A binary PPM of 16 bits, scaled to full brightness as Pillow scales PGM."""
+    """A PPM of 16 bits, binary (P6) or in words (P3), scaled to full brightness as Pillow scales PGM."""
     found = _PPM.match(content)
     if found is None or (int(found[1]), int(found[2])) != (header.width, header.height):
         raise ValueError("its header is damaged")
     full, shape = int(found[3]), (header.height, header.width, 3)
     if not 255 < full < 65536:
         raise ValueError(f"its header says values up to {full}")
-    if len(content) - found.end() < 2 * header.height * header.width * 3:
+    count, words = math.prod(shape), content[1:2] == b"3"
+    if len(content) - found.end() < 2 * count - words:  # two bytes a value, or a digit and a space
         raise ValueError(f"the file is truncated: {len(content):,} bytes")
-    stored = np.frombuffer(content, ">u2", shape[0] * shape[1] * 3, found.end()).reshape(shape)
+    if words:
+        text = _COMMENT.sub(b"", content[found.end() :])
+        stored = np.fromstring(text, np.int32, sep=" ")[:count]  # a count makes numpy invent what lacks
+        if len(stored) < count or stored.min() < 0 or stored.max() > full:
+            raise ValueError(f"it does not hold {count:,} values from 0 to {full}")
+    else:
+        stored = np.frombuffer(content, ">u2", count, found.end())
+    stored = stored.reshape(shape)
     if full == 65535:
         return stored.astype(np.uint16)
     scaled = np.round(np.arange(65536) * (65535 / full)).clip(max=65535).astype(np.uint16)

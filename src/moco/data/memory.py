@@ -58,6 +58,8 @@ def need(content: bytes, header: Header, form: Form, factor: int = 1) -> Need:
         header.orientation != 1 or not 0 <= len(content) - raw * pixels <= pixels * raw // 8 + 2**20
     ):
         copies = 2  # turned ones are copied; compressed ones too, and one strip may hold all of them
+    if header.depth > 8 and content[:2] == b"P3":
+        copies = 2  # the words without comments, and their values in four bytes each
     most = copies * (len(content) + pixels * stored) + pixels * result
     return Need(most, most)
 
