@@ -54,16 +54,11 @@ def sniff(first: bytes, read: Read | None = None) -> Header | None:
         if first[:2] == b"\xff\xd8":
             return _jpeg(first, read)
         if first[:8] == b"\x89PNG\r\n\x1a\n" and first[12:16] == b"IHDR":
-            width, height, bits, colour = struct.unpack(">IIBB", first[16:26])
-            channels = 1 if colour in (0, 4) else 3
-            return Header("PNG", width, height, channels, 16 if bits == 16 else 8, colour in (4, 6))
+            return _png(first, read)
         if first[:6] in (b"GIF87a", b"GIF89a"):
-            return Header("GIF", *struct.unpack("<HH", first[6:10]))
+            return _gif(first, read)
         if first[:2] == b"BM":
-            if struct.unpack("<I", first[14:18])[0] == 12:
-                return Header("BMP", *struct.unpack("<HH", first[18:22]))
-            width, height = struct.unpack("<ii", first[18:26])
-            return Header("BMP", abs(width), abs(height))
+            return _bmp(first)
         if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
             return _webp(first)
         if first[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -73,6 +68,45 @@ def sniff(first: bytes, read: Read | None = None) -> Header | None:
     except (struct.error, IndexError, ValueError, OSError):
         pass
     return None
+
+
+def _png(first: bytes, read: Read) -> Header:
+    width, height, bits, colour = struct.unpack(">IIBB", first[16:26])
+    alpha, place = colour in (4, 6), 8
+    for _ in range(100):  # chunks; of other types, tRNS names what is transparent
+        chunk = read(place, 8)
+        if alpha or len(chunk) < 8 or chunk[4:] == b"IDAT":
+            break
+        alpha = chunk[4:] == b"tRNS"
+        place += 12 + int.from_bytes(chunk[:4])
+    return Header("PNG", width, height, 1 if colour in (0, 4) else 3, 16 if bits == 16 else 8, alpha)
+
+
+def _gif(first: bytes, read: Read) -> Header:
+    width, height, flags = struct.unpack("<HHB", first[6:11])
+    place = 13 + (6 << (flags & 7) if flags & 0x80 else 0)  # behind the palette
+    alpha, inside = False, False
+    for _ in range(1000):  # extensions of the first image, and their blocks
+        block = read(place, 4)
+        if len(block) < 4 or not (inside or block[:1] == b"!"):
+            break
+        if inside:
+            place, inside = place + 1 + block[0], block[0] > 0
+        elif block[1] == 0xF9:
+            alpha = bool(block[3] & 1)
+            break
+        else:
+            place, inside = place + 2, True
+    return Header("GIF", width, height, alpha=alpha)
+
+
+def _bmp(first: bytes) -> Header:
+    (size,) = struct.unpack("<I", first[14:18])
+    if size == 12:
+        return Header("BMP", *struct.unpack("<HH", first[18:22]))
+    width, height = struct.unpack("<ii", first[18:26])
+    masks = size >= 56 and first[30:34] == b"\3\0\0\0"  # of red, green, blue and alpha
+    return Header("BMP", abs(width), abs(height), alpha=masks and any(first[66:70]))
 
 
 def _jpeg(data: bytes, read: Read) -> Header | None:

@@ -20,7 +20,7 @@ from moco.data.scan import Folder, headers, scan
 
 KEPT_FROM = 10_000  # files; smaller folders are scanned anew, in less than a second
 HEADERS = 10_000  # files whose headers say what form the images have; all of smaller sets
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
