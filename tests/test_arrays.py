@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moco.data.open import open_source
+from moco.data.reading import Reading
 from moco.data.source import ArraySource
 
 
@@ -154,3 +155,19 @@ def test_array_files_cut_short_are_named(tmp_path, name, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(ValueError, match=name):
         open_source(str(path))
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.float32])
+def test_arrays_of_other_bits_or_channels_than_are_asked_for_are_refused(tmp_path, kind):
+    images = np.ones((5, 8, 9, 3))
+    for split in "train", "test":
+        other = "test_images" if split == "train" else "images"
+        name = "images" if split == "train" else "test_images"
+        np.savez(tmp_path / "x.npz", **{name: images.astype(kind), other: images.astype(np.uint8)})
+        asked = rf"x\.npz \({split}\) has {np.dtype(kind)} pixels where 8 bits .* scale it to uint8"
+        with pytest.raises(ValueError, match=asked):
+            open_source(str(tmp_path / "x.npz"), split, reading=Reading(bits=8))
+    np.save(tmp_path / "x.npy", images.astype(np.uint8))
+    assert open_source(str(tmp_path / "x.npy"), reading=Reading(bits=8, channels=3)).channels == 3
+    with pytest.raises(ValueError, match=r"x\.npy has images of 3 channels where 1 are asked for"):
+        open_source(str(tmp_path / "x.npy"), reading=Reading(channels=1))

@@ -71,7 +71,10 @@ def test_images_of_another_depth_are_refused_or_read_as_the_run_s(run, tmp_path,
         ("embed", run, "--data", deep),
     ):
         call(*words, expect=2)
-        assert "has uint16 pixels, the weights were trained on uint8" in capsys.readouterr().err
+        assert (
+            "has uint16 pixels where 8 bits are asked for (--reading.bits 8, or weights"
+            in capsys.readouterr().err
+        )
     files = tmp_path / "files"
     for i in range(20):
         (files / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)

@@ -80,15 +80,34 @@ def open_source(
     Raises:
         FileNotFoundError: if nothing is there.
         ValueError: if it is there but not of a form listed above, or there are images to leave out of
-            a set that has no files.
+            a set that has no files, or an array is of other bits or channels than are asked for.
     """
-    source = _open(spec, split, reading or Reading(), quarantine)
+    reading = reading or Reading()
+    source = _open(spec, split, reading, quarantine)
     if quarantine and isinstance(source, ArraySource | DatasetSource):
         raise ValueError(
             f"a quarantine list names files, the images of {source.name} are none; leave it away, and raise "
             "--reading.budget if some cannot be read"
         )
+    if isinstance(source, ArraySource):
+        _refuse_other_form(source, reading)
     return source
+
+
+def _refuse_other_form(source: ArraySource, reading: Reading) -> None:
+    """Refuse an array where other bits or channels are asked for: it does not say which value is white."""
+    have = str(source.dtype).removeprefix("torch.")
+    if reading.bits == 8 and have != "uint8":
+        raise ValueError(
+            f"{source.name} has {have} pixels where 8 bits are asked for (--reading.bits 8, or weights that "
+            "were trained on uint8); files are scaled, but an array does not say which value is white: scale "
+            "it to uint8 and save that"
+        )
+    if reading.channels not in (None, source.channels):
+        raise ValueError(
+            f"{source.name} has images of {source.channels} channels where {reading.channels} are asked for "
+            "(reading.channels); only files are converted: save an array of as many"
+        )
 
 
 def _open(spec: str, split: str, reading: Reading, quarantine: frozenset[str]) -> Source | None:
