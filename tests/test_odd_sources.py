@@ -282,6 +282,14 @@ def test_resource_forks_in_shards_are_no_images(tmp_path):
     assert records["length"][0] == len(picture())
 
 
+def test_samples_of_shards_are_named_without_the_folder_they_were_packed_in(tmp_path):
+    write(tmp_path / "images", "1.png", "1.b.png")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "images", ".")
+    (told,) = shard_records(tmp_path / "x.tar")[1]
+    assert sorted(told.removesuffix(" of x.tar").split(" and ")) == ["1.b.png", "1.png"]
+
+
 def test_labels_of_hugging_face_sets_may_be_null():
     datasets = pytest.importorskip("datasets")
     from moco.data.huggingface import HuggingFaceSource

@@ -33,6 +33,11 @@ class Member(NamedTuple):
     size: int
     path: str
 
+    @property
+    def shown(self) -> str:
+        """What messages, tables and lists call it: `tar -cf x.tar .` begins every name with "./"."""
+        return self.name.removeprefix("./")
+
 
 class ArchiveSource(EncodedSource):
     """The images in a .zip or an uncompressed .tar, read in place; folders are classes as on a disk.
@@ -91,7 +96,7 @@ class ArchiveSource(EncodedSource):
             return os.pread(file.fileno(), member.size, member.offset)
 
     def sample_name(self, index: int) -> str:
-        return self.members[index].name
+        return self.members[index].shown
 
     def fingerprint(self) -> str:
         names = "\0".join(f"{member.name}\0{member.size}" for member in self.members)

@@ -256,11 +256,12 @@ def _archive(path: Path, split: str, reading: Reading, quarantine: frozenset[str
     tops = {member.path.split("/", 1)[0] for member in everything if "/" in member.path}
     parts = _called(tops)
     tests = [parts[word] for word in _TEST_FOLDERS if word in parts]
+    listed = {name.removeprefix("./") for name in quarantine}
 
     def part(folder: str, like: ArchiveSource | None = None) -> ArchiveSource:
         prefix = f"{folder}/" if folder else ""
         there = [member for member in everything if member.path.startswith(prefix)]
-        chosen = [member for member in there if member.name not in quarantine]
+        chosen = [member for member in there if member.shown not in listed]
         source = ArchiveSource(
             path, chosen, name=f"{path} ({folder})" if folder else str(path), prefix=prefix, reading=reading,
             form=like.form if like else None, classes=like.classes if like else (),

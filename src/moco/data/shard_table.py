@@ -162,21 +162,22 @@ def shard_records(path: Path) -> tuple[np.ndarray, list[str]]:
             end = member.offset_data + member.size
             if not member.isfile():
                 continue
-            folder, _, last = member.name.rpartition("/")
+            name = member.name.removeprefix("./")
+            folder, _, last = name.rpartition("/")
             if last.startswith("."):  # macOS keeps a file's attributes in ._FILE
                 continue
             stem, _, kind = last.partition(".")
             key = f"{folder}/{stem}"
             if f".{kind.lower()}".endswith(EXTENSIONS):
                 if key in images:
-                    second.append(f"{firsts[key]} and {member.name} of {path.name}")
+                    second.append(f"{firsts[key]} and {name} of {path.name}")
                     continue
                 images[key] = [member.offset_data // BLOCK, member.size]
-                firsts[key] = member.name
+                firsts[key] = name
             elif kind == "cls":
                 content = tar.extractfile(member)
                 assert content is not None
-                labels[key] = _class(content.read(), member.name)
+                labels[key] = _class(content.read(), name)
     if end > path.stat().st_size:
         raise tarfile.ReadError("it is cut short")
     return np.array([(*place, labels.get(key, -1)) for key, place in images.items()], RECORD), second
