@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from moco.data import loader
-from moco.data.augmentation import SMALL
+from moco.data.augmentation import SMALL, Augmentation
 from moco.data.crop import resize
 from moco.data.encoded import FolderSource
 from moco.data.loader import Loader, plain_batches
@@ -65,6 +65,25 @@ def test_files_and_arrays_give_the_same_views(tmp_path):
     for x, y in zip(a.views, b.views, strict=True):
         assert (x - y).abs().mean() < 0.02  # crops of files are rounded to 8 bits
         assert (x - y).abs().quantile(0.999) < 0.2
+
+
+def test_crops_of_images_decoded_small_lie_where_those_of_whole_ones_do(tmp_path):
+    """A JPEG of 131 pixels has 17 at an eighth of its size, the last of which stands for three."""
+    ramp = np.broadcast_to(np.arange(131, dtype=np.uint8)[:, None, None], (131, 131, 3))
+    for kind in "jpg", "png":
+        (tmp_path / kind).mkdir()
+        for i in range(100):
+            Image.fromarray(ramp).save(tmp_path / kind / f"{i:02}.{kind}", quality=100)
+    plain = Augmentation(
+        size=4, scale=(0.1, 0.4), ratio=(1.0, 1.0), jitter_probability=0, grayscale_probability=0,
+        mean=(0.0,) * 3, std=(1 / 255,) * 3,
+    )  # fmt: skip
+    small, whole = (
+        torch.cat(Loader(FolderSource(tmp_path / kind), Views(plain), 100).batch(0).views).mean((1, 2, 3))
+        for kind in ("jpg", "png")
+    )
+    assert (small - whole).abs().max() <= 4.5  # half a pixel of the small image, and rounding
+    assert abs(float((small - whole).mean())) < 1
 
 
 def test_orders_are_permutations_of_the_batch_that_change_with_view_and_step():

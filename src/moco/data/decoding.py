@@ -119,7 +119,7 @@ class Crops:
             else:
                 failed.append(image is None)
                 if image is not None:
-                    self._crop(row, image, boxes[:, place], 1, 1)
+                    self._crop(row, image, boxes[:, place])
         return failed
 
     def _decode(self, opened: Opened, row: int, boxes: np.ndarray) -> bool:
@@ -134,10 +134,9 @@ class Crops:
             except Unreadable as error:
                 self._note(index, error)
                 return False
-            if factor == 1 and image.shape[1:] != (height, width):  # turned by a mark inside
+            if factor == 1 and _extent(image) != (height, width):  # turned by a mark inside
                 boxes = self._boxes(np.array([row]), [_extent(image)])[:, 0]
-                height, width = _extent(image)
-            self._crop(row, image, boxes, image.shape[1] / height, image.shape[2] / width)
+            self._crop(row, image, boxes, factor if _extent(image) != (height, width) else 1)
         return True
 
     def _note(self, index: int, error: Unreadable) -> None:
@@ -152,12 +151,12 @@ class Crops:
         a = self.views.augmentation
         return crop_boxes(draws, heights, widths, a.scale, a.ratio).view(count, -1, 4).numpy()
 
-    def _crop(self, row: int, image: Tensor, boxes: np.ndarray, down: float, across: float) -> None:
-        """The crops of an image that was decoded at these shares of its height and width."""
+    def _crop(self, row: int, image: Tensor, boxes: np.ndarray, factor: int = 1) -> None:
+        """The crops of an image whose pixels stand for `factor` x `factor` each, the last ones for fewer."""
         size = self.views.augmentation.size
         for view, (top, left, height, width) in enumerate(boxes.tolist()):
-            top, bottom = round(top * down), round((top + height) * down)
-            left, right = round(left * across), round((left + width) * across)
+            top, bottom = round(top / factor), round((top + height) / factor)
+            left, right = round(left / factor), round((left + width) / factor)
             box = image[:, top : max(bottom, top + 1), left : max(right, left + 1)]
             crop = resize(box, size, size)
             if image.dtype != torch.uint8:
