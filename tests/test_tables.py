@@ -3,9 +3,11 @@
 import csv
 
 import pytest
+from PIL import Image
 
 from moco.data.open import open_source
 from moco.data.procedural import procedural
+from moco.images import open_data, portions
 from test_sources_on_disk import assert_same_images
 
 PIXELS = procedural(12, size=16).pixels
@@ -73,6 +75,33 @@ def test_rows_of_no_group_belong_to_none(folder, tmp_path):
     assert groups[4] not in groups[:4]
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_of_label_minus_one_have_no_class(tmp_path, kind):
+    """As in arrays and shards, and as torchvision's STL10 has it."""
+    for i in range(6):
+        Image.fromarray(PIXELS[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    rows = [
+        {"path": f"{i}.png", "label": [3, -1, 7][i % 3], "split": ["train", "test"][i > 3]} for i in range(6)
+    ]
+    path = tmp_path / f"x.{kind}"
+    if kind == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(
+            "path,label,split\n" + "".join(f"{r['path']},{r['label']},{r['split']}\n" for r in rows)
+        )
+    data = open_data(str(path))
+    assert data.train.classes == data.test.classes == ["3", "7"]
+    assert data.train.labels.tolist() == [0, -1, 1, 0]
+    assert data.test.labels.tolist() == [-1, 1]
+    bank, queries = portions(data, 0)
+    assert (len(bank.labels), len(queries.labels)) == (3, 1)
+    (note,) = data.train.notes
+    assert "1 row of " in note
+    assert "with the label -1, which is no class" in note
+
+
 def test_a_list_of_training_files_leaves_test_files_of_the_same_name(folder):
     name = str(sorted((folder / "train").rglob("*.png"))[0].relative_to(folder / "train"))
     (folder / "test" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +133,10 @@ def test_a_list_of_paths(folder, tmp_path):
             "file,label\na.png,1\n",
             r"must have a column path \(and may have label, group, split\), got file, label",
         ),
-        ("path,label\na.png,1\nb.png,\n", r"must have a label, or none; 1 of 2 have none, such as b.png"),
+        (
+            "path,label\na.png,1\nb.png,\n",
+            r"must have a label, or none; 1 of 2 have none, such as b.png; -1 there",
+        ),
         ("path\n", "no training image in"),
         (
             "path,label,split\na.png,1,train\nb.png,2,test\n",

@@ -32,8 +32,8 @@ def open_manifest(
     """The images of a table that belong to a split; paths in it are relative to its folder.
 
     Without a column "split" every image is a training image; rows of other words than train, test and their
-    like are left out, which a note says. Capitals in the names of columns, and spaces around them and around
-    values, do not count.
+    like are left out, which a note says. A label of -1 is none, which a note says too. Capitals in the names
+    of columns, and spaces around them and around values, do not count.
 
     Args:
         path: of the table.
@@ -71,7 +71,7 @@ def open_manifest(
         where = f', whose column "split" holds {found}: training images are called train' if found else ""
         raise FileNotFoundError(f"no training image in {path}{where}")
     chosen = {name: [values[row] for row in rows] for name, values in columns.items()}
-    labels, names = _numbered(chosen, "label", path, classes)
+    labels, names = _numbered(chosen, "label", path, classes, none="-1")
     groups, _ = _numbered(chosen, "group", path)
     if groups is not None:
         alone = torch.tensor([str(value) == "-1" for value in chosen["group"]])
@@ -80,7 +80,8 @@ def open_manifest(
         path.parent, [str(value) for value in chosen["path"]], name=f"{path} ({split})", labels=labels,
         classes=names, groups=groups, reading=reading, form=form,
     )  # fmt: skip
-    source.left_out, source.notes = of_split - len(rows), notes + _repeated(chosen, path)
+    source.left_out = of_split - len(rows)
+    source.notes = notes + _repeated(chosen, path) + _unlabelled(labels, path)
     return source
 
 
@@ -94,6 +95,17 @@ def _repeated(chosen: Mapping[str, list[Any]], path: Path) -> tuple[str, ...]:
         f"{rows:,} row{'s' * (rows > 1)} of {path} name{'s' * (rows == 1)} an image that another row named "
         f"already, such as {name}: each counts as an image of its own, also as a negative and where images "
         "are held out; a column group with the path in it would keep them together",
+    )
+
+
+def _unlabelled(labels: Tensor | None, path: Path) -> tuple[str, ...]:
+    """A sentence about rows whose label says that there is none, if there are any."""
+    rows = 0 if labels is None else int((labels < 0).sum())
+    if not rows:
+        return ()
+    return (
+        f"{rows:,} row{'s' * (rows > 1)} of {path} with the label -1, which is no class: nothing is measured "
+        "on them; if it is one, call it otherwise",
     )
 
 
@@ -146,9 +158,9 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _numbered(
-    columns: Mapping[str, list[Any]], name: str, path: Path, classes: Sequence[str] = ()
+    columns: Mapping[str, list[Any]], name: str, path: Path, classes: Sequence[str] = (), none: str = ""
 ) -> tuple[Tensor | None, list[str]]:
-    """Numbers for the values of a column, and the values in the order of their numbers."""
+    """Numbers for the values of a column, -1 for the one that is none, and the values in their order."""
     values = columns.get(name, [])
     absent = [value is None or value == "" for value in values]
     if not values or all(absent):
@@ -156,11 +168,11 @@ def _numbered(
     if any(absent):
         raise ValueError(
             f"every image of {path} must have a {name}, or none; {sum(absent)} of {len(absent)} have none, "
-            f"such as {columns['path'][absent.index(True)]}"
+            f"such as {columns['path'][absent.index(True)]}; -1 there says that it has none"
         )
     words = [str(value) for value in values]
-    every = list(classes) or in_order(words)
-    number = {word: i for i, word in enumerate(every)}
+    every = list(classes) or in_order(word for word in words if word != none)
+    number = {none: -1} | {word: i for i, word in enumerate(every)}
     if unknown := sorted(set(words) - set(number)):
         raise ValueError(f"{path}: {unknown[0]} is a class that the training images do not have")
     return torch.tensor([number[word] for word in words]), every
