@@ -167,6 +167,19 @@ def test_folders_beside_train_are_left_out_and_named(tmp_path, kind):
     assert "(bus, car)" in source.notes[0]
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_training_folders_that_are_no_classes_are_named_with_what_to_do(tmp_path, kind):
+    tests = ["test/cat/2.png", "test/dog/3.png"]
+    spec = packed(tmp_path / "years", kind, "train/2019/0.png", "train/2020/1.png", *tests)
+    with pytest.raises(
+        ValueError, match=r"test/cat is a class that .*theirs are 2019, 2020\. If .*train/all/"
+    ):
+        open_source(spec, "test")
+    spec = packed(tmp_path / "mended", kind, "train/all/2019/0.png", "train/all/2020/1.png", *tests)
+    assert open_source(spec).labels is None
+    assert open_source(spec, "test").classes == ["cat", "dog"]
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.csv", "x.txt", "x.zip"])
 def test_endings_of_files_may_have_capitals(tmp_path, name):
     write(tmp_path, "0.png", "1.png")

@@ -16,6 +16,7 @@ from moco.data.encoded import EncodedSource, limited
 from moco.data.form import Form
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS
+from moco.data.source import unknown_class
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 """What reading a member of a .zip raises that is damaged, or encrypted, or compressed in an unknown way."""
@@ -76,7 +77,7 @@ class ArchiveSource(EncodedSource):
         if "" not in tops and (classes or len(set(tops)) > 1):
             self.classes = self.classes or sorted(set(tops))
             if unknown := sorted(set(tops) - set(self.classes)):
-                raise ValueError(f"{name}/{unknown[0]} is a class that the training images do not have")
+                raise unknown_class(f"{path}/{prefix}{unknown[0]}", self.classes)
             number = {folder: i for i, folder in enumerate(self.classes)}
             self.labels = torch.tensor([number[top] for top in tops])
         self.take_form(form or self.sniff_form())

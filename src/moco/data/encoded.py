@@ -21,7 +21,7 @@ from moco.data.index import FileIndex, open_index
 from moco.data.memory import ROOM, need
 from moco.data.reading import Reading
 from moco.data.scan import EXTENSIONS, FOLLOWED, LINKS
-from moco.data.source import Source
+from moco.data.source import Source, unknown_class
 from moco.data.unreadable import Unreadable
 
 _SNIFFED = 1024  # members whose headers say what form a set has, where there is no index
@@ -163,7 +163,7 @@ class FolderSource(EncodedSource):
             self.classes = self.classes or sorted(set(tops))
             number = {folder: i for i, folder in enumerate(self.classes)}
             if unknown := sorted(set(tops) - set(number)):
-                raise ValueError(f"{root / unknown[0]} is a class that the training images do not have")
+                raise unknown_class(str(root / unknown[0]), self.classes)
             labels = np.repeat([number[top] for top in tops], np.diff(self.index.starts))
             self.labels = torch.from_numpy(labels if self._kept is None else labels[self._kept])
 

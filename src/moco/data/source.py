@@ -199,6 +199,16 @@ def renumbered(
     return numbers[labels]  # the last one is that of -1
 
 
+def unknown_class(folder: str, classes: Sequence[str]) -> ValueError:
+    """The error for a folder of test images that is none of the training images' classes."""
+    shown = ", ".join(classes[:3]) + ", ..." * (len(classes) > 3)
+    return ValueError(
+        f"{folder} is a class that the training images do not have; the folders of theirs are {shown}. If "
+        "those are no classes, put all of them into one folder of train/, such as train/all/; else take that "
+        "class out of the test images"
+    )
+
+
 def channels_first(images: np.ndarray) -> Tensor:
     """(N, H, W) or (N, H, W, channels) pixels as (N, channels, H, W)."""
     if images.ndim == 3:
