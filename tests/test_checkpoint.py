@@ -111,6 +111,21 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize(("first", "left"), [(10, "that of step 20 stays"), (30, "there is no earlier one")])
+def test_a_checkpoint_that_cannot_be_written_says_what_there_is(tmp_path, monkeypatch, first, left):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    for step in range(first, 30, 10):
+        assert checkpoints.attempt(step, {}) == ""
+    monkeypatch.setattr(os, "fsync", full)
+    told = checkpoints.attempt(30, {})
+    assert told.startswith("the checkpoint of step 30 could not be written ([Errno 28] No space left")
+    assert told.endswith(f"); {left}")
+
+
 def test_a_stray_half_written_file_is_ignored(tmp_path):
     checkpoints, said = filled(tmp_path)
     (tmp_path / "step-000000040.pt.elsewhere-1.tmp").write_bytes(b"half")

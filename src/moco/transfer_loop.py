@@ -107,7 +107,7 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
                 state = {"model": model.state_dict(), "optimizer": descent.state_dict(), "sums": sums}
                 failure = run.checkpoints.attempt(done, state, before=journal.flush)
             if failure and (leaving or done == values.iterations):
-                raise OSError(f"{failure}, so the run cannot end here; the same command goes on from them")
+                raise OSError(f"{failure}, so the run cannot end here; see to the disk, then start it again")
             if failure:
                 _say(run, f"{failure}; trying again after step {done + values.checkpoint_every:,}")
         if leaving:

@@ -82,7 +82,9 @@ class Checkpoints:
                 before()
             self.save(step, state)
         except OSError as error:
-            return f"the checkpoint of step {step:,} could not be written ({error}); those before it stay"
+            earlier = [other for other in self._steps() if other < step]
+            left = f"that of step {earlier[-1]:,} stays" if earlier else "there is no earlier one"
+            return f"the checkpoint of step {step:,} could not be written ({error}); {left}"
         return ""
 
     def load(

@@ -204,7 +204,7 @@ def train(run: Run, folder: Path) -> Journal:
                 clock += time.perf_counter() - pause
             failure = save(done) if checkpoint_due or leaving else ""
             if failure and (leaving or done == run.steps):
-                raise OSError(f"{failure}, so the run cannot end here; the same command goes on from them")
+                raise OSError(f"{failure}, so the run cannot end here; see to the disk, then start it again")
             if failure:
                 say(f"{failure}; trying again after step {done + run.checkpoint_every:,}")
             if leaving:
