@@ -1,6 +1,7 @@
 """Weights that leave, loaded where they went by the lines that are shown, and weights that come in."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,9 @@ def test_onnx_takes_any_batch(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     facts = about("resnet10", width=8, stem="small")
     net = network(facts)
-    TARGETS["onnx"].write(net, facts, tmp_path)
-    session = runtime.InferenceSession(tmp_path / "backbone.onnx")
+    files = TARGETS["onnx"].files(net, facts, tmp_path)
+    assert not list(tmp_path.iterdir())
+    session = runtime.InferenceSession(files["backbone.onnx"])
     metadata = json.loads(session.get_modelmeta().custom_metadata_map["moco"])
     assert metadata["preparation"]["centre_crop"] == 40
     images = torch.randn(7, 3, 40, 40)
@@ -124,12 +126,31 @@ def test_what_a_library_cannot_express_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch, name):
+    for package in TARGETS[name].writes_with:
+        pytest.importorskip(package)
+    facts = about("resnet18")
+    (tmp_path / "weights").mkdir()
+    old = tmp_path / "weights" / next(iter(TARGETS[name].files(network(facts), facts, tmp_path)))
+    old.write_bytes(b"of an earlier export")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_backbone(network(facts), facts, TARGETS[name], tmp_path / "weights")
+    assert list((tmp_path / "weights").iterdir()) == [old]
+    assert old.read_bytes() == b"of an earlier export"
+
+
 def test_a_wrong_network_does_not_pass(tmp_path):
     facts = about("resnet10", width=8)
 
     class Wrong(type(TARGETS["safetensors"])):
-        def write(self, net, about, folder):
-            super().write(network(facts, seed=1), about, folder)
+        def files(self, net, about, folder):
+            return super().files(network(facts, seed=1), about, folder)
 
     with pytest.raises(RuntimeError, match=r"differ by .*hold another network"):
         export_backbone(network(facts), facts, Wrong(), tmp_path)
@@ -345,7 +366,7 @@ def test_all_goes_on_after_a_library_that_fails(tmp_path, monkeypatch, capsys):
     def fails(*_):
         raise RuntimeError("its exporter\nhas no such operation")
 
-    monkeypatch.setattr(TARGETS["torch"], "write", fails)
+    monkeypatch.setattr(TARGETS["torch"], "files", fails)
     with pytest.raises(SystemExit, match="1"):
         main(["export", str(path), "--to", "all", "--out", str(tmp_path / "out"), "--json"])
     found = {row["target"]: row for row in json.loads(capsys.readouterr().out)}

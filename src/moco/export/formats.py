@@ -1,8 +1,10 @@
 """Formats without a model zoo behind them: ONNX, torch's own exported programs, detectron2's backbones."""
 
 import contextlib
+import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +39,7 @@ class Onnx(Target):
             'features = session.run(None, {"images": images.numpy()})[0]',
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
         with _quietly():
             program = torch.onnx.export(
                 net,
@@ -51,7 +53,9 @@ class Onnx(Target):
         assert program is not None
         facts = about | {"preparation": preparation(about)}
         program.model.metadata_props["moco"] = json.dumps(facts)
-        program.save(folder / "backbone.onnx", external_data=False)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:  # of large networks it writes two files
+            program.save(Path(aside) / "backbone.onnx", external_data=False)
+            return {path.name: path.read_bytes() for path in sorted(Path(aside).iterdir(), reverse=True)}
 
 
 class Torch(Target):
@@ -66,12 +70,13 @@ class Torch(Target):
             "features = model(images)",
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
-        batch = {0: torch.export.Dim("batch")}
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
+        batch, buffer = {0: torch.export.Dim("batch")}, io.BytesIO()
         facts = about | {"preparation": preparation(about)}
         with _quietly(), torch.no_grad():
             program = torch.export.export(net, (_example(about),), dynamic_shapes=(batch,))
-            torch.export.save(program, folder / "backbone.pt2", extra_files={"moco.json": json.dumps(facts)})
+            torch.export.save(program, buffer, extra_files={"moco.json": json.dumps(facts)})
+        return {"backbone.pt2": buffer.getvalue()}
 
 
 class Detectron2(Target):
@@ -103,7 +108,7 @@ class Detectron2(Target):
             'features = model(images)["res5"].mean((2, 3))',
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
         shape = network(about, self.name)
         depth = _DEPTHS[shape.layers]
         if shape.block is BasicBlock and depth == 50:
@@ -114,9 +119,10 @@ class Detectron2(Target):
             "matching_heuristics": True,
             "moco": json.dumps(about | {"preparation": preparation(about)}),
         }
-        torch.save(content, folder / "moco.pth")
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         mean, std = ([round(value, 4) for value in values] for values in pixel_statistics(about))
-        (folder / "moco.yaml").write_text(
+        settings = (
             f"INPUT:\n  FORMAT: RGB\n"
             f"MODEL:\n  WEIGHTS: {json.dumps(str((folder / 'moco.pth').resolve()))}\n"
             f"  PIXEL_MEAN: {mean}\n  PIXEL_STD: {std}\n"
@@ -129,6 +135,7 @@ class Detectron2(Target):
             f"    OUT_FEATURES: [res5]\n"
             f"TEST:\n  PRECISE_BN:\n    ENABLED: true\n"
         )
+        return {"moco.pth": buffer.getvalue(), "moco.yaml": settings.encode()}
 
 
 def detectron2_name(name: str) -> str:

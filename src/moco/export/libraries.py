@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
@@ -24,8 +24,8 @@ class Safetensors(Target):
             "features = model(images)",
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
-        (folder / "backbone.safetensors").write_bytes(backbone_bytes(net, about))
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
+        return {"backbone.safetensors": backbone_bytes(net, about)}
 
 
 class Torchvision(Target):
@@ -57,8 +57,8 @@ class Torchvision(Target):
             "features = model.eval()(images)",
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
-        _save(net.state_dict(), about, folder / "torchvision.safetensors")
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
+        return {"torchvision.safetensors": _bytes(net.state_dict(), about)}
 
 
 class Timm(Target):
@@ -121,7 +121,7 @@ class Timm(Target):
             "features = model(images)",
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
         library, _, own = about["arch"].rpartition("/")
         config: dict[str, Any] = {"pretrained_cfg": _timm_input(about), "moco": about}
         tensors = net.state_dict()
@@ -138,8 +138,7 @@ class Timm(Target):
             config["num_classes"] = 0
             if about["channels"] != 3:
                 config["model_args"] |= {"in_chans": about["channels"]}
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        _save(tensors, about, folder / "model.safetensors")
+        return {"model.safetensors": _bytes(tensors, about), "config.json": _json(config)}
 
 
 def _timm_input(about: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +192,7 @@ class HuggingFace(Target):
             "features = model(images).pooler_output.flatten(1)",
         ]
 
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
         shape = network(about, self.name)
         deep = shape.block is Bottleneck
         config = {
@@ -224,10 +223,12 @@ class HuggingFace(Target):
             "image_mean": [value + low / (high - low) for value in prepare["mean"]],
             "image_std": prepare["std"],
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=1))
-        (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1))
         tensors = {huggingface_name(name): tensor for name, tensor in net.state_dict().items()}
-        _save(tensors, about, folder / "model.safetensors")
+        return {
+            "model.safetensors": _bytes(tensors, about),
+            "config.json": _json(config),
+            "preprocessor_config.json": _json(processor),
+        }
 
 
 def huggingface_name(name: str) -> str:
@@ -249,11 +250,15 @@ def huggingface_name(name: str) -> str:
     return f"{stage}.layer.{int(number) - 1}.{kind}.{rest}"
 
 
-def _save(tensors: dict[str, Any], about: dict[str, Any], path: Path) -> None:
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1).encode()
+
+
+def _bytes(tensors: dict[str, Any], about: dict[str, Any]) -> bytes:
     """A safetensors file that says what it holds."""
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     facts = about | {"preparation": preparation(about)}
-    save_file(whole, path, metadata={"format": "pt", "moco": json.dumps(facts)})
+    return save(whole, metadata={"format": "pt", "moco": json.dumps(facts)})
 
 
 def _need_usual_width(net: Network, about: dict[str, Any], target: str) -> None:

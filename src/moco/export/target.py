@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from moco.files import write_atomically
 from moco.resnet import ARCHITECTURES
 
 
@@ -110,8 +111,8 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def write(self, net: nn.Module, about: dict[str, Any], folder: Path) -> None:
-        """Write the files; the folder is there."""
+    def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
+        """The content of each file by its name in the folder, which is there; weights first."""
 
 
 class Exported(NamedTuple):
@@ -148,6 +149,7 @@ def export_backbone(net: nn.Module, about: dict[str, Any], target: Target, folde
         ValueError: if the library has no such network; nothing is written then.
         ModuleNotFoundError: if a package is needed to write; nothing is written then.
         RuntimeError: if the features differ by more than rounding.
+        OSError: if a file cannot be written; there is none that is not whole.
     """
     lines = target.lines(about, folder)
     if absent := missing(target.writes_with):
@@ -155,7 +157,8 @@ def export_backbone(net: nn.Module, about: dict[str, Any], target: Target, folde
             f"--to {target.name} needs {', '.join(absent)}: pip install {' '.join(absent)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    target.write(net, about, folder)
+    for name, content in target.files(net, about, folder).items():
+        write_atomically(folder / name, content)
     if absent := missing(target.reads_with):
         return Exported(target.name, str(folder), lines, None, f"{', '.join(absent)} is not installed")
     generator = torch.Generator().manual_seed(0)
