@@ -194,6 +194,18 @@ def test_a_killed_run_ends_with_the_same_bits(finished, start, tmp_path, after):
     assert result.trials[0] == whole.trials[0]
 
 
+def test_the_seconds_of_a_resumed_trial_are_all_of_its(finished, start, tmp_path):
+    _, data, _ = finished
+    with pytest.raises(KeyboardInterrupt):
+        transfer(TINY, init=str(start), data=data, out=tmp_path, device="cpu", observers=[Stop(3)])
+    checkpoints = Checkpoints(tmp_path / "trial-0/checkpoints")
+    step, state = checkpoints.load()
+    assert 0 < state["seconds"] < 100
+    checkpoints.save(step, state | {"seconds": 1000.0})
+    result = transfer(TINY, init=str(start), data=data, out=tmp_path, device="cpu")
+    assert 1000 < result.seconds < 1100
+
+
 def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(finished, start, tmp_path):
     root, data, whole = finished
 
@@ -242,8 +254,9 @@ def test_trials_have_seeds_of_their_own_and_can_be_added(finished, start):
     assert len(more.trials) == 3
     assert more.trials[:2] == result.trials
     assert sum("is finished already" in sentence for sentence in watch.said) == 2
-    again = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
-    assert again.trials == result.trials
+    again = transfer(TINY, init=str(start), data=data, out=root / "run", trials=1, device="cpu")
+    assert again.trials == more.trials  # one was asked for, and none of the finished ones is dropped
+    assert len(json.loads((root / "run/result.json").read_text())["trials"]) == 3
     with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
         resume_transfer(root / "run", trials=0, device="cpu")
 

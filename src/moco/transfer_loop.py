@@ -24,7 +24,11 @@ from moco.world import World
 
 @dataclass
 class FineTuning:
-    """Everything one trial works on."""
+    """Everything one trial works on.
+
+    Attributes:
+        began: when the trial did, by `time.perf_counter`, less what a resumed one had taken before.
+    """
 
     values: TransferRecipe
     model: Detector | Segmenter
@@ -32,6 +36,7 @@ class FineTuning:
     checkpoints: Checkpoints
     world: World
     seed: int
+    began: float
     observers: list[Observer] = field(default_factory=list)
 
 
@@ -63,6 +68,7 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
         descent.load_state_dict(state["optimizer"])
         device = next(model.parameters()).device
         sums = {kind: value.to(device) for kind, value in state["sums"].items()}
+        run.began -= state.get("seconds", 0.0)  # checkpoints of earlier versions do not say
         _say(run, f"resuming after step {start:,} of {values.iterations:,}")
     journal = Journal(folder if run.world.rank == 0 else None, start)
     last = dict(journal.rows[-1]) if journal.rows else {}
@@ -105,6 +111,7 @@ def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dic
             failure = ""
             if run.world.rank == 0:
                 state = {"model": model.state_dict(), "optimizer": descent.state_dict(), "sums": sums}
+                state["seconds"] = time.perf_counter() - run.began
                 failure = run.checkpoints.attempt(done, state, before=journal.flush)
             if failure and (leaving or done == values.iterations):
                 raise OSError(f"{failure}, so the run cannot end here; see to the disk, then start it again")

@@ -42,7 +42,7 @@ class TransferResult:
         trials: percentages of every trial, in order of its seed.
         mean, std: over the trials; the deviation of a single trial is left out.
         headline: the columns of the paper's table for this task.
-        seconds: wall time of all trials, each from its start or its last resumption.
+        seconds: wall time of all trials, less what was lost between a checkpoint and a kill.
     """
 
     out: str
@@ -74,7 +74,7 @@ def transfer(
         init: see `moco.transfer_start.open_start`.
         data: folder of the data set in its owners' layout.
         out: the run folder; it must be new, or hold this very run.
-        trials: runs with seeds that count on from the recipe's.
+        trials: runs with seeds that count on from the recipe's; further ones that are finished count too.
         device: "auto", "cpu", "cuda" or "mps".
         workers: decoding threads.
         observers: told about progress.
@@ -125,9 +125,9 @@ def transfer(
                 _write_recipe(out, values, run | machine(where))
                 (out / STOPPED).unlink(missing_ok=True)
             with at_work(out, first=world.rank == 0):
+                numbers = sorted({*range(trials), *world.first(lambda: _finished(out))})
                 done = [
-                    _trial(values, trial, start, sets, out, where, workers, shown, world)
-                    for trial in range(trials)
+                    _trial(values, trial, start, sets, out, where, workers, shown, world) for trial in numbers
                 ]
                 return _finish(values, start, out, done, world)
 
@@ -234,7 +234,7 @@ def _trial(
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size
     )
-    run = FineTuning(values, model, loader, checkpoints, world, seed, list(observers))
+    run = FineTuning(values, model, loader, checkpoints, world, seed, began, list(observers))
     last = fine_tune(run, folder)
     if values.precise:
         say(f"measuring batch normalisation over {values.precise} batches")
@@ -245,11 +245,17 @@ def _trial(
         "seed": seed,
         "metrics": {name: round(value, 4) for name, value in measured.table.items()},
         "loss": last.get("loss"),
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(time.perf_counter() - run.began, 1),
     }
     if world.rank == 0:
         _write_trial(folder, measured, sets, result)
     return result
+
+
+def _finished(out: Path) -> list[int]:
+    """Numbers of the trials that are finished."""
+    numbers = (path.parent.name.removeprefix("trial-") for path in out.glob("trial-*/result.json"))
+    return [int(number) for number in numbers if number.isdecimal()]
 
 
 def _known(folder: Path) -> dict[str, Any] | None:

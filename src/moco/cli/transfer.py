@@ -44,7 +44,7 @@ class Resume:
     run: tyro.conf.Positional[Path]
     """The run folder."""
     trials: int | None = None
-    """Trials in all; None takes those that were asked for."""
+    """Trials in all; None takes those that were asked for. Finished ones always count."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
