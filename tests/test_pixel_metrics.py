@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from moco.transfer import cityscapes, coco, surface_metrics
 from moco.transfer.cityscapes_metrics import Instances
@@ -40,8 +41,13 @@ def test_miou_equals_the_definition():
         again.add(torch.full((2, 2), 7), torch.zeros(2, 2, dtype=torch.long))
 
 
-def test_cityscapes_perfect_is_100_shifted_is_less_and_void_does_not_count(tmp_path):
-    examples = cityscapes.instances(write_cityscapes(tmp_path, {"val": 6}), "val")
+@pytest.mark.parametrize("void", [4, 255])
+def test_cityscapes_perfect_is_100_shifted_is_less_and_void_does_not_count(tmp_path, void):
+    root = write_cityscapes(tmp_path, {"val": 6})
+    for path in root.rglob("*_instanceIds.png"):
+        numbers = cityscapes.instance_numbers(path)
+        Image.fromarray(np.where(numbers == 4, void, numbers).astype(np.uint16)).save(path)
+    examples = cityscapes.instances(root, "val")
 
     def score(change):
         metric = Instances(examples.classes)
@@ -58,7 +64,7 @@ def test_cityscapes_perfect_is_100_shifted_is_less_and_void_does_not_count(tmp_p
 
     def with_void(example, masks):
         void = torch.zeros(1, example.height, example.width, dtype=torch.bool)
-        void[0, :2] = True  # where the labels say static
+        void[0, :2] = True  # where the labels say static, or 255
         label = example.objects.labels[:1]
         return Detections(
             torch.cat([example.objects.boxes, torch.zeros(1, 4)]),

@@ -13,6 +13,7 @@ from moco.recipes.transfer import get_transfer
 from moco.transfer import cityscapes, coco
 from moco.transfer.example import has_keypoints, has_objects
 from moco.transfer.loader import Pixels
+from moco.transfer.surface import read_points
 from moco.transfer.transforms import label_image
 from moco.transfer_build import open_sets
 from scenes import write_cityscapes, write_coco
@@ -59,6 +60,44 @@ def test_what_is_wrong_with_an_annotation_is_named(tmp_path, change, message):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         coco.coco(tmp_path, "train")
+
+
+def with_surface(root, change):
+    """DensePose annotations, of which the third is changed."""
+    path = write_coco(root, {"train": 4}, "densepose", folders={"train": "train2014"})
+    path = path / "annotations/densepose_coco_2014_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][2] |= change
+    path.write_text(json.dumps(content))
+    return coco.coco(root, "train", kind="densepose_coco_2014")
+
+
+@pytest.mark.parametrize("background", [0.0, 255.0])
+def test_points_of_the_background_count_for_nothing(tmp_path, background):
+    parts = [background, *[5.0] * 7, background]
+    some, none = (with_surface(tmp_path, {"id": 3, "dp_I": found}) for found in (parts, [background] * 9))
+    of_third = [[s for e in examples.examples for s in e.objects.surfaces][2] for examples in (some, none)]
+    points = read_points({**of_third[0], "dp_masks": []})
+    assert points.parts.tolist() == [5] * 7
+    assert len(points.places) == len(points.uv) == 7
+    assert of_third[1] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"dp_I": [25.0] * 9},
+            r"annotation 3 has a point of part 25; dp_I holds parts 1 to 24, and 0 or 255",
+        ),
+        ({"dp_I": [math.nan] * 9}, r"annotation 3 has a point of part nan"),
+        ({"dp_U": [0.5] * 8}, r"annotation 3 must have as many of each of dp_x, .*, got \[8, 9\]"),
+        ({"dp_masks": None}, r"annotation 3 has dp_x but no dp_masks"),
+    ],
+)
+def test_what_is_wrong_with_points_of_a_body_is_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        with_surface(tmp_path, change)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moco.transfer.cityscapes import THINGS, instance_numbers
+from moco.transfer.cityscapes import EVALUATED, THINGS, instance_numbers
 from moco.transfer.example import Detections, Example
 
 THRESHOLDS = tuple(threshold / 100 for threshold in range(50, 100, 5))
 SMALLEST = 100
 """Pixels an instance must have to count."""
-_VOID = frozenset(range(7)) | {9, 10, 14, 15, 16, 18, 29, 30}
-"""Label ids that no class is measured on."""
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Instances:
         assert found.masks is not None
         numbers = instance_numbers(example.instances)
         kinds = np.where(numbers >= 1000, numbers // 1000, numbers)
-        void = np.isin(kinds, list(_VOID))
+        void = np.isin(kinds, list(EVALUATED), invert=True)  # 255 too, where tools write that
         masks = found.masks.numpy()
         for label, seen in enumerate(self.seen):
             identity = list(THINGS)[label]

@@ -10,6 +10,7 @@ import torch
 
 from moco.transfer.example import Example, Examples, Objects, as_boxes, no_objects, require_files
 from moco.transfer.shapes import SMALLEST_POLYGON
+from moco.transfer.surface import BACKGROUND, PARTS
 
 _JOINTS = 17
 SURFACE_FIELDS = ("dp_masks", "dp_x", "dp_y", "dp_I", "dp_U", "dp_V")
@@ -159,6 +160,25 @@ def _check(
             f"{name} has no segmentation to learn masks from, as a list of polygons or a run length; boxes "
             "alone take --heads.no-masks"
         )
+    if "dp_x" in annotation:
+        _check_surface(annotation, name)
+
+
+def _check_surface(annotation: dict[str, Any], name: str) -> None:
+    """Refuse points of a body that lack a field, or are of a part that no body has."""
+    if missing := [field for field in SURFACE_FIELDS if annotation.get(field) is None]:
+        raise ValueError(f"{name} has dp_x but no {missing[0]}")
+    counts = {len(annotation[field]) for field in SURFACE_FIELDS if field != "dp_masks"}
+    if len(counts) > 1:
+        raise ValueError(
+            f"{name} must have as many of each of dp_x, dp_y, dp_I, dp_U and dp_V, got {sorted(counts)}"
+        )
+    for part in annotation["dp_I"]:
+        if part not in BACKGROUND and part not in range(1, PARTS + 1):
+            raise ValueError(
+                f"{name} has a point of part {part:g}; dp_I holds parts 1 to {PARTS}, and 0 or 255 where "
+                "there is no body"
+            )
 
 
 def has_outline(shape: Any) -> bool:
@@ -179,7 +199,9 @@ def _objects(found: list[dict[str, Any]], labels: dict[int, int], joints: int) -
         keypoints = torch.tensor(rows, dtype=torch.float32).reshape(len(found), joints, 3)
         keypoints[:, :, :2] += 0.5  # the file numbers pixels, whose centres lie half a pixel further
     surfaces = tuple(
-        {name: annotation[name] for name in SURFACE_FIELDS} if "dp_x" in annotation else None
+        {name: annotation[name] for name in SURFACE_FIELDS}
+        if any(part not in BACKGROUND for part in annotation.get("dp_I") or ())
+        else None
         for annotation in found
     )
     return Objects(

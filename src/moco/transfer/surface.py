@@ -12,6 +12,8 @@ from torch import Tensor
 from moco.transfer.shapes import rasterise
 
 PARTS = 24
+BACKGROUND = (0, 255)
+"""What tools write as the part of a point that is on no body: such points count for nothing."""
 COARSE_SIDE = 256
 """DensePose files give points and coarse masks in the object's box, scaled to a square of this side."""
 _MIRRORED_PARTS = (1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15, 18, 17, 20, 19, 22, 21, 24, 23)
@@ -78,7 +80,7 @@ class Symmetry:
 
 
 def read_points(surface: dict[str, Any] | None) -> Points | None:
-    """The points of a DensePose annotation; an object without one has none.
+    """The points of a DensePose annotation that are on a body; an object without one has none.
 
     Args:
         surface: `dp_x`, `dp_y`, `dp_I`, `dp_U`, `dp_V` and `dp_masks` (run-length encodings of up to 14
@@ -89,8 +91,10 @@ def read_points(surface: dict[str, Any] | None) -> Points | None:
     columns = [np.asarray(surface[name], dtype=np.float32) for name in ("dp_x", "dp_y", "dp_U", "dp_V")]
     x, y, u, v = (torch.from_numpy(column) for column in columns)
     parts = torch.from_numpy(np.asarray(surface["dp_I"]).round().astype(np.int64))
+    body = (parts >= 1) & (parts <= PARTS)
     inside = None
     if any(surface["dp_masks"]):
         coarse = [rasterise(mask, COARSE_SIDE, COARSE_SIDE) for mask in surface["dp_masks"] if mask]
         inside = torch.stack(coarse).amax(0)
-    return Points(torch.stack([x, y], 1) / COARSE_SIDE, parts, torch.stack([u, v], 1), inside)
+    places, uv = torch.stack([x, y], 1) / COARSE_SIDE, torch.stack([u, v], 1)
+    return Points(places[body], parts[body], uv[body], inside)
