@@ -52,6 +52,25 @@ def test_json_is_all_there_is_on_standard_output(run, capsys):
     assert json.loads(capsys.readouterr().out)["batch"] == 256
 
 
+@pytest.mark.parametrize("names", [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")])
+def test_commands_of_one_process_refuse_to_be_several(run, monkeypatch, capsys, names):
+    out, _ = run
+    for rank, code in ("0", 2), ("1", 0):
+        monkeypatch.setenv(names[0], rank)
+        monkeypatch.setenv(names[1], "2")
+        for command in "knn", "linear":
+            call(command, out, expect=code)
+            shown = capsys.readouterr()
+            said = f"moco {command} works in one process, got 2: start it without torchrun or srun"
+            assert (said in shown.err) == (rank == "0")
+            assert shown.out == ""
+        call("pretrain", "--help")
+        assert "moco pretrain" in capsys.readouterr().out
+    monkeypatch.setenv(names[1], "1")
+    monkeypatch.setenv(names[0], "0")
+    call("knn", out, "--k", 10)
+
+
 @pytest.mark.parametrize("words", [["--help"], ["recipes", "v2"], ["recipes", "--json"]], ids="-".join)
 def test_a_reader_that_stops_listening_ends_the_command_quietly(words):
     reader, writer = os.pipe()

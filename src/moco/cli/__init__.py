@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from moco import __version__, heap
+from moco.cluster import rank_and_size
 from moco.data.unreadable import Unreadable
 
 COMMANDS = {
@@ -59,6 +60,8 @@ COMMANDS = {
     "completion": ("bash|zsh|fish", "completion of commands and flags for a shell"),
 }
 """What each command takes and does; the module `moco.cli.NAME` runs it."""
+SHARED = ("pretrain", "transfer")
+"""The commands whose work several processes share, under torchrun or srun."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -105,6 +108,16 @@ def _run(words: list[str]) -> int:
         return 0
     if words[0] not in COMMANDS:
         return _refuse(f"there is no command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    rank, size = rank_and_size()
+    if size > 1 and words[0] not in SHARED:
+        return (
+            0
+            if rank
+            else _refuse(
+                f"moco {words[0]} works in one process, got {size}: start it without torchrun or srun; only "
+                f"{' and '.join(f'moco {name}' for name in SHARED)} are shared among several"
+            )
+        )
     try:
         return importlib.import_module(f"moco.cli.{words[0].replace('-', '_')}").run(words[1:])
     except BrokenPipeError:
