@@ -80,3 +80,30 @@ def run(tmp_path_factory) -> Path:
     data = save_arrays(folder)
     call("pretrain", "demo", *TINY, "--data", data, "--out", folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A backbone file as a pre-training run leaves it."""
+    from moco.encoder import trunk
+    from moco.export.backbone import backbone_bytes
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(1)
+    net, _ = trunk("resnet10", width=4)
+    about = {"arch": "resnet10", "width": 4, "stem": "imagenet", "channels": 3, "size": 64,
+             "mean": [0.5] * 3, "std": [0.2] * 3}  # fmt: skip
+    (folder / "backbone.safetensors").write_bytes(backbone_bytes(net, about))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transferred(tmp_path_factory, start):
+    """Two trials of one start."""
+    from moco.transfer_run import transfer
+    from transfers import TINY, voc_data
+
+    root = tmp_path_factory.mktemp("transfer")
+    data = voc_data(root / "data")
+    result = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
+    return root, data, result

@@ -22,9 +22,9 @@ from moco.transfer_run import transfer
 from moco.world import Solo
 from shard_images import image
 from simulated import available, simulated, waits
-from test_transfer_run import TINY as TRANSFER
-from test_transfer_run import voc_data
 from tiny import CPU, save_arrays, tiny_data, tiny_encoder, tiny_recipe
+from transfers import TINY as TRANSFER
+from transfers import voc_data
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="there is a GPU, or this torch knows no devices in Python"

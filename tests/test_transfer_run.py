@@ -8,40 +8,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from commands import call
 from moco import recipe_file
-from moco.cli import main
-from moco.encoder import trunk
-from moco.export.backbone import backbone_bytes
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
-from moco.report.transfer import transfer_table
 from moco.training.checkpoint import Checkpoints
-from moco.training.observer import Observer
 from moco.transfer_build import learning_rate
-from moco.transfer_recipe import Heads, Images, Schedule, TransferRecipe
+from moco.transfer_recipe import Schedule, TransferRecipe
 from moco.transfer_run import resume_transfer, transfer
 from scenes import write_cityscapes, write_coco, write_voc
+from transfers import COMMON, HEADS, TINY, Stop, voc_data
 
-COMMON = (
-    "--iterations 3 --batch 2 --schedule.warmup 1 --precise 2 --journal-every 2 --checkpoint-every 2 "
-    "--trunk.arch resnet10 --trunk.width 4 --device cpu"
-)
-HEADS = (
-    "--images.factor 0.1 --heads.train-before 40 --heads.train-after 20 --heads.test-before 40 "
-    "--heads.test-after 10 --heads.regions 8"
-)
 PYRAMID = f"{HEADS} --heads.channels 8 --heads.hidden 16 --heads.branch 8"
-
-
-def call(*words, expect=0):
-    with pytest.raises(SystemExit) as stopped:
-        main([str(word) for word in words])
-    assert stopped.value.code == expect
-
-
-def voc_data(root):
-    return write_voc(root, {"trainval": 6, "test": 3})
 
 
 TASKS = {
@@ -118,65 +97,9 @@ def test_every_task_trains_and_is_measured_on_its_own_layout(task, tmp_path, cap
         assert "box AP" in result["headline"]
 
 
-TINY = TransferRecipe(
-    name="tiny",
-    train=("VOC2007:trainval",),
-    images=Images(factor=0.1),
-    heads=Heads(train_before=40, train_after=20, test_before=40, test_after=10, regions=8),
-    schedule=Schedule(milestones=(0.5,), warmup=2),
-    iterations=8,
-    batch=2,
-    precise=2,
-    journal_every=3,
-    checkpoint_every=2,
-    keep_checkpoints=9,
-)
-
-
-class Stop(Observer):
-    """Ends a run after a number of steps, as a kill would."""
-
-    def __init__(self, after):
-        self.after, self.said = after, []
-
-    def begin(self, done, steps, batch_size):
-        pass
-
-    def progress(self, done, row):
-        if done == self.after:
-            raise KeyboardInterrupt
-
-    def row(self, row):
-        pass
-
-    def say(self, sentence):
-        self.said.append(sentence)
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory):
-    """A backbone file as a pre-training run leaves it."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    torch.manual_seed(1)
-    net, _ = trunk("resnet10", width=4)
-    about = {"arch": "resnet10", "width": 4, "stem": "imagenet", "channels": 3, "size": 64,
-             "mean": [0.5] * 3, "std": [0.2] * 3}  # fmt: skip
-    (folder / "backbone.safetensors").write_bytes(backbone_bytes(net, about))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, start):
-    """Two trials of one start."""
-    root = tmp_path_factory.mktemp("transfer")
-    data = voc_data(root / "data")
-    result = transfer(TINY, init=str(start), data=data, out=root / "run", trials=2, device="cpu")
-    return root, data, result
-
-
 @pytest.mark.parametrize("after", [3, 5])
-def test_a_killed_run_ends_with_the_same_bits(finished, start, tmp_path, after):
-    root, data, whole = finished
+def test_a_killed_run_ends_with_the_same_bits(transferred, start, tmp_path, after):
+    root, data, whole = transferred
     out, stop = tmp_path / "run", Stop(after)
     with pytest.raises(KeyboardInterrupt):
         transfer(TINY, init=str(start), data=data, out=out, device="cpu", observers=[stop])
@@ -194,8 +117,8 @@ def test_a_killed_run_ends_with_the_same_bits(finished, start, tmp_path, after):
     assert result.trials[0] == whole.trials[0]
 
 
-def test_the_seconds_of_a_resumed_trial_are_all_of_its(finished, start, tmp_path):
-    _, data, _ = finished
+def test_the_seconds_of_a_resumed_trial_are_all_of_its(transferred, start, tmp_path):
+    _, data, _ = transferred
     with pytest.raises(KeyboardInterrupt):
         transfer(TINY, init=str(start), data=data, out=tmp_path, device="cpu", observers=[Stop(3)])
     checkpoints = Checkpoints(tmp_path / "trial-0/checkpoints")
@@ -206,8 +129,8 @@ def test_the_seconds_of_a_resumed_trial_are_all_of_its(finished, start, tmp_path
     assert 1000 < result.seconds < 1100
 
 
-def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(finished, start, tmp_path):
-    root, data, whole = finished
+def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(transferred, start, tmp_path):
+    root, data, whole = transferred
 
     class Ask(Stop):
         def progress(self, done, row):
@@ -228,8 +151,8 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on_with_the_same_bits(finish
     assert result.trials[0] == whole.trials[0]
 
 
-def test_a_full_disk_at_a_checkpoint_costs_nothing(finished, start, tmp_path, monkeypatch):
-    _, data, whole = finished
+def test_a_full_disk_at_a_checkpoint_costs_nothing(transferred, start, tmp_path, monkeypatch):
+    _, data, whole = transferred
     save = Checkpoints.save
 
     def full(this, step, state):
@@ -244,8 +167,8 @@ def test_a_full_disk_at_a_checkpoint_costs_nothing(finished, start, tmp_path, mo
     assert result.trials[0] == whole.trials[0]
 
 
-def test_trials_have_seeds_of_their_own_and_can_be_added(finished, start):
-    root, data, result = finished
+def test_trials_have_seeds_of_their_own_and_can_be_added(transferred, start):
+    root, data, result = transferred
     journals = [(root / f"run/trial-{n}/journal.jsonl").read_text() for n in (0, 1)]
     assert journals[0] != journals[1]
     assert set(result.std) == set(result.mean)
@@ -274,101 +197,6 @@ def test_a_run_whose_data_has_changed_is_refused(start, tmp_path):
             transfer(values, init=str(start), data=data, out=out, trials=2, device="cpu")
         path.write_bytes(before)
     assert len(transfer(values, init=str(start), data=data, out=out, trials=2, device="cpu").trials) == 2
-
-
-def test_a_table_of_two_settings_says_in_what_they_differ(start, tmp_path, capsys):
-    data = voc_data(tmp_path / "data")
-    values = replace(TINY, iterations=2, schedule=Schedule(warmup=1), precise=0)
-    for name, changed in (
-        ("a", values), ("b", replace(values, seed=5)), ("c", replace(values, lr=0.01)),
-    ):  # fmt: skip
-        init = "random" if name == "a" else str(start)
-        trunk = replace(values.trunk, arch="resnet10", width=4)
-        transfer(replace(changed, trunk=trunk), init=init, data=data, out=tmp_path / name, device="cpu")
-    call("transfer", "table", tmp_path / "a", tmp_path / "b")
-    assert "not of one setting" not in capsys.readouterr().out
-    call("transfer", "table", *(tmp_path / name for name in "abc"))
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert (
-        last == f"{tmp_path / 'a'} and {tmp_path / 'c'} are not of one setting: lr is 0.02 there, 0.01 here"
-    )
-    wider = replace(values, trunk=replace(values.trunk, arch="resnet10", width=8))
-    transfer(wider, init="random", data=data, out=tmp_path / "wide", device="cpu")
-    call("transfer", "table", tmp_path / "a", tmp_path / "wide")
-    assert "not of one setting: trunk.width is 4 there, 8 here" in capsys.readouterr().out
-    call("transfer", "table", tmp_path / "a", tmp_path / "c", "--json")
-    assert "lr is 0.02 there, 0.01 here" in capsys.readouterr().err
-
-
-def test_a_start_is_what_is_trained_from(finished, start):
-    root, _, result = finished
-    assert result.row == "MoCo"
-    stored = recipe_file.from_dict  # the recipe of the run says what the trunk is
-    assert stored is not None
-    first = torch.load(root / "run/trial-0/checkpoints/step-000000002.pt", weights_only=True)["model"]
-    weights = load_file(str(start / "backbone.safetensors"))
-    moved = (first["backbone.body.stem.0.weight"] - weights["conv1.weight"]).abs().max()
-    assert 0 < float(moved) < 0.05  # two warm-up steps away
-
-
-def test_supervised_and_random_starts(finished, start, tmp_path, capsys):
-    root, data, _ = finished
-    weights = load_file(str(start / "backbone.safetensors")) | {"fc.weight": torch.zeros(2, 2)}
-    torch.save({"state_dict": weights}, tmp_path / "weights.pth")
-    save_file(weights, tmp_path / "weights.safetensors")
-    flags = [*COMMON.split(), *HEADS.split(), "--train", "VOC2007:trainval", "--data", data]
-    rows = {}
-    for name, init in {
-        "one": f"supervised:{tmp_path / 'weights.pth'}",
-        "two": f"supervised:{tmp_path / 'weights.safetensors'}",
-        "three": f"random:{start}",
-    }.items():
-        call("transfer", "voc-c4", "--init", init, "--out", tmp_path / name, *flags)
-        rows[name] = json.loads((tmp_path / name / "result.json").read_text())
-    assert [row["row"] for row in rows.values()] == ["supervised", "supervised", "random"]
-    assert rows["one"]["trials"] == rows["two"]["trials"]
-    capsys.readouterr()
-    call("transfer", "table", *(tmp_path / name for name in ("one", "three")))
-    shown = capsys.readouterr().out
-    assert shown.splitlines()[0] == "| start | AP50 | AP | AP75 | trials |"
-    assert "| random |" in shown
-    call("transfer", "table", tmp_path / "one", "--json")
-    assert json.loads(capsys.readouterr().out)[0]["row"] == "supervised"
-    call("transfer", "table", tmp_path / "one", root / "run", expect=2)
-    assert "a table shows one task, got runs of tiny, voc-c4" in capsys.readouterr().err
-    call("transfer", "--resume", tmp_path / "three", "--device", "cpu")
-    assert "voc-c4 from random: 1 trials" in capsys.readouterr().out
-
-
-def test_starts_of_one_name_are_told_apart(finished, capsys):
-    def row(name, value, origin):
-        return {"task": "voc-c4", "row": name, "headline": ["AP"], "trials": [{}], "mean": {"AP": value},
-                "std": {}, "origin": origin}  # fmt: skip
-
-    rows = [row("MoCo", 50.0, "/a"), row("supervised", 52.0, "/x"), row("MoCo", 51.0, "/b"),
-            row("supervised", 58.0, "/y")]  # fmt: skip
-    lines = transfer_table(rows).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:6]] == [
-        "| supervised (/x)", "| supervised (/y)", "| MoCo (/a)", "| MoCo (/b)"
-    ]  # fmt: skip
-    assert lines[4].split(" | ")[1] == "50.0 (-2.0)"
-    assert "gains over supervised (/x) in brackets" in lines[-1]
-    root, _, _ = finished
-    call("transfer", "table", root / "run", "--json")
-    assert json.loads(capsys.readouterr().out)[0]["origin"].endswith("pretrained0")
-
-
-def test_the_table_is_the_papers():
-    def row(name, value, std):
-        return {"task": "voc-c4", "row": name, "headline": ["AP50", "AP"], "trials": [{}] * 5,
-                "mean": {"AP50": value}, "std": {"AP50": std}}  # fmt: skip
-
-    text = transfer_table([row("MoCo", 81.5, 0.2), row("supervised", 81.0, 0.1), row("random", 60.2, 0.3)])
-    lines = text.splitlines()
-    assert lines[2] == "| random | 60.2 ± 0.3 (-20.8) | not measured | 5 |"
-    assert lines[3] == "| supervised | 81.0 ± 0.1 | not measured | 5 |"
-    assert lines[4] == "| MoCo | 81.5 ± 0.2 (+0.5) ▲ | not measured | 5 |"
-    assert "gains over supervised in brackets" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -409,8 +237,8 @@ def test_the_table_is_the_papers():
         ("transfer table {tmp}", "holds no finished transfer run"),
     ],
 )
-def test_wrong_calls_end_with_2_and_one_sentence(finished, tmp_path, capsys, words, message):
-    root, data, _ = finished
+def test_wrong_calls_end_with_2_and_one_sentence(transferred, tmp_path, capsys, words, message):
+    root, data, _ = transferred
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/file").write_text("mine")
     save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "bad.safetensors")
@@ -424,8 +252,8 @@ def test_wrong_calls_end_with_2_and_one_sentence(finished, tmp_path, capsys, wor
     assert not (tmp_path / "out").exists()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(finished, tmp_path, capsys):
-    _, data, _ = finished
+def test_a_loss_that_is_not_finite_ends_the_run(transferred, tmp_path, capsys):
+    _, data, _ = transferred
     flags = [*COMMON.split(), *HEADS.split(), "--train", "VOC2007:trainval", "--data", data]
     call("transfer", "voc-c4", "--init", "random", "--out", tmp_path / "run", *flags,
          "--lr", "1e30", "--iterations", "9", expect=1)  # fmt: skip
