@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from moco import recipe_file
 from moco.recipe import Recipe
+from moco.training.interruption import EXIT_CODE
 from moco.training.observer import Observer
 
 
@@ -40,8 +41,11 @@ class WandB(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.record is not None:
-            self.record.finish(exit_code=0 if kind is None else 1)
+        if self.record is None:
+            return
+        if asked_to_leave(error):
+            self.record.mark_preempting()
+        self.record.finish(exit_code=0 if kind is None else 1)
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
         known = self.folder / "wandb" / "id"
@@ -96,7 +100,8 @@ class MLflow(Observer):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.client is not None:
-            self.client.set_terminated(self.id, "FINISHED" if kind is None else "FAILED")
+            ended = "KILLED" if asked_to_leave(error) else "FAILED"
+            self.client.set_terminated(self.id, "FINISHED" if kind is None else ended)
 
     def begin(self, done: int, steps: int, batch_size: int) -> None:
         store = self.folder / "mlflow"
@@ -131,3 +136,8 @@ class MLflow(Observer):
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
     """What of a journal row can be drawn."""
     return {name: value for name, value in row.items() if name != "step" and value is not None}
+
+
+def asked_to_leave(error: BaseException | None) -> bool:
+    """Whether a run ended because a signal or Ctrl-C asked it to, and the same command goes on."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == EXIT_CODE)
