@@ -3,8 +3,8 @@
     python benchmarks/gpu_campaign.py --data CIFAR10 --minutes 9 [--out runs/gpu] [--keep FOLDER] [--list]
 
 Each entry is a study (`moco ablate`), most of the released CIFAR-10 demo's recipe. Where there is a GPU,
-values and times of the fused kernels (`rows/kernels.json`) and of whole steps in every form
-(`rows/gpu_step.json`) come first. A call works through the entries
+its tests come first (`rows/gpu-tests.xml`), then values and times of the fused kernels (`rows/kernels.json`)
+and of whole steps in every form (`rows/gpu_step.json`). A call works through the entries
 in order and stops in time: cells in progress resume from their last checkpoint in the next call,
 finished ones are kept. After every entry, and at the end, `rows/NAME.toml`, the table and the figure of each
 entry begun are written. With --keep all that is needed to go on elsewhere is copied to a folder: copy it
@@ -132,21 +132,35 @@ def run(entry: Entry, call: argparse.Namespace, minutes: float) -> int:
     return table["open"]
 
 
-def speeds(out: Path) -> None:
-    """Values and times of kernels and whole steps, once, where there is a GPU; a failure stops no study."""
+def first(out: Path, end: float) -> None:
+    """Correctness, then values and times of kernels and whole steps, where there is a GPU, until `end`.
+
+    Each is done once; a failure is told and stops nothing else.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return
-    (out / "rows").mkdir(parents=True, exist_ok=True)
-    for name, *words in ("kernels", "measure"), ("gpu_step",):
-        row = out / "rows" / f"{name}.json"
-        if row.exists():
+    rows, here = out / "rows", Path(__file__).parent
+    rows.mkdir(parents=True, exist_ok=True)
+    tests = [str(here.parent / "tests" / f"test_{name}.py") for name in ("gpu", "kernels")]
+    for name, words in {
+        "gpu-tests.xml": ["-m", "pytest", "-q", "-m", "gpu", *tests, "--junitxml"],
+        "kernels.json": [str(here / "kernels.py"), "measure", "--out"],
+        "gpu_step.json": [str(here / "gpu_step.py"), "--minutes", "{minutes}", "--out"],
+    }.items():
+        left, mark = end - time.monotonic(), rows / f"{name}.done"
+        if mark.exists() or left < _RESERVE:
             continue
-        script = str(Path(__file__).with_name(f"{name}.py"))
-        done = subprocess.run([sys.executable, script, *words, "--out", str(row)], check=False)
-        if done.returncode:
-            print(f"{name}: exit code {done.returncode}", flush=True)
+        command = [word.format(minutes=max(0.0, left / 60 - 2)) for word in words]
+        try:
+            done = subprocess.run([sys.executable, *command, str(rows / name)], check=False, timeout=left)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: not done in {left:.0f} s; the next call begins it again", flush=True)
+            continue
+        print(f"{name}: exit code {done.returncode}", flush=True)
+        if done.returncode != EXIT_CODE:
+            mark.touch()
 
 
 def keep(out: Path, folder: Path) -> None:
@@ -185,7 +199,7 @@ def main() -> None:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
     left: dict[str, int] = {}
     if not call.only:
-        speeds(call.out)
+        first(call.out, end)
     for entry in ENTRIES:
         if call.only and entry.name not in call.only:
             continue

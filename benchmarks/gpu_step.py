@@ -1,16 +1,18 @@
 """Whole steps on a GPU in every form a recipe can ask for: images per second, memory, where the time goes.
 
-    python benchmarks/gpu_step.py [--case cifar resnet50 jpeg] [--out FILE.json] [--toy]
+    python benchmarks/gpu_step.py [--case cifar resnet50 jpeg] [--out FILE.json] [--minutes M] [--toy]
 
 Cases: the released CIFAR-10 demo (batch 512), ResNet-50 on 224 pixels from images on the device (batch 256,
 K = 65,536), and the same from a folder of JPEG files of 500 x 375. Each form starts from the same weights
-and images; its first loss must be that of torch's operations before its speed counts. `--toy`
+and images; its first loss must be that of torch's operations before its speed counts. Forms that FILE.json
+holds are not measured again, and none is begun after M minutes: the same command goes on. `--toy`
 rehearses everything on a CPU, at sizes that say nothing.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from moco.images import Data
 from moco.recipes import get
 from moco.run_folder import machine
 from moco.training.checkpoint import Checkpoints
+from moco.training.interruption import EXIT_CODE
 from moco.training.step import step
 from moco.training.trainer import Run
 from moco.world import Solo
@@ -143,11 +146,11 @@ def views_alone(run: Run, start: int, steps: int, device: torch.device) -> float
 
 def measure(
     values: recipe.Recipe, data: Data, device: torch.device, toy: bool, expected: list[float] | None
-) -> tuple[dict[str, Any], list[float]]:
-    """What one form gives; the losses of its first steps beside it."""
+) -> dict[str, Any]:
+    """What one form gives."""
     torch.compiler.reset()
     values = resolve(values, data, device)
-    warm, timed, rounds = (1, 2, 2) if toy else (20, 50, 5)
+    warm, timed, rounds = (1, 2, 2) if toy else (20, 50, 3)
     with tempfile.TemporaryDirectory() as folder:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -171,12 +174,13 @@ def measure(
         }
         if device.type == "cuda":
             row["peak_gib"] = round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    row["first_losses"] = losses
     if expected is not None:
         apart = [abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True)]
         if apart[0] > _APART:
             raise ValueError(f"the first loss is {losses[0]}, that of torch's operations {expected[0]}")
         row["losses_apart"] = [round(x, 5) for x in apart]
-    return row, losses
+    return row
 
 
 def main() -> None:
@@ -184,25 +188,34 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--minutes", type=float, default=math.inf)
     call = parser.parse_args()
+    end = time.monotonic() + 60 * call.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not call.toy:
         sys.exit("steps are measured on a CUDA device; --toy rehearses without one")
     forms = FORMS if device.type == "cuda" else [form for form in FORMS if form[0] == "torch"]
     found: dict[str, Any] = {"machine": machine(device), "torch": torch.__version__}
+    if call.out is not None and call.out.exists():
+        found = json.loads(call.out.read_text())
     for case in call.case:
         values, count = settings(case, call.toy)
+        names = {f"{case}: {kernels}, compile {mode}": (kernels, mode) for kernels, mode in forms}
+        if names.keys() <= found.keys():
+            continue
         with images_of(case, values, count) as data:
-            expected: list[float] | None = None
-            for kernels, mode in forms:
-                name = f"{case}: {kernels}, compile {mode}"
+            for name, (kernels, mode) in names.items():
+                if name in found:
+                    continue
+                if time.monotonic() > end:
+                    print("time is up; the same command goes on")
+                    sys.exit(EXIT_CODE)
+                expected = found.get(next(iter(names)), {}).get("first_losses")
                 form: Any = {"kernels": kernels, "compile": mode}
                 try:
-                    found[name], losses = measure(replace(values, **form), data, device, call.toy, expected)
+                    found[name] = measure(replace(values, **form), data, device, call.toy, expected)
                 except Exception as error:  # one form that fails is a finding, and the others go on
                     found[name] = {"failed": f"{type(error).__name__}: {error}"[:500]}
-                else:
-                    expected = expected or losses
                 print(f"{name}: {json.dumps(found[name])}", flush=True)
                 if call.out is not None:
                     call.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -158,3 +159,24 @@ def test_the_gpu_campaign_asks_for_studies_there_are(tmp_path, capsys, monkeypat
     monkeypatch.setattr(sys, "argv", ["gpu_campaign.py", "--list"])
     campaign.main()
     assert all(name in capsys.readouterr().out for name in names[:1])
+
+
+def test_the_gpu_campaign_begins_with_tests_and_speeds_and_does_them_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    campaign = importlib.import_module("gpu_campaign")
+    codes, called = [1, 0, 75, 0], []
+
+    def run(words, **_):
+        called.append(words)
+        return SimpleNamespace(returncode=codes.pop(0))
+
+    campaign.first(tmp_path, time.monotonic() + 600)
+    assert not called  # without a GPU
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(campaign.subprocess, "run", run)
+    for _ in range(3):  # the third part had to stop in time and goes on; then nothing is left
+        campaign.first(tmp_path, time.monotonic() + 600)
+    assert [Path(words[-1]).name for words in called] == [
+        "gpu-tests.xml", "kernels.json", "gpu_step.json", "gpu_step.json"
+    ]  # fmt: skip
+    assert all(Path(word).exists() for words in called for word in words if word.endswith(".py"))
