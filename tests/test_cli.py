@@ -13,6 +13,7 @@ from PIL import Image
 import moco
 from commands import TINY, call
 from moco import recipe_file
+from moco.cli import COMMANDS
 from moco.console import Terminal
 from moco.recipes import RECIPES
 from moco.run_folder import leave_note, read_run
@@ -217,9 +218,12 @@ def test_help_and_lists(capsys):
     shown = capsys.readouterr().out
     assert "The released CIFAR-10 demo" in shown
     assert "bn_group = 64" in shown
-    for command in "pretrain", "knn", "recipes":
+    for command, (takes, _) in COMMANDS.items():
         call(command, "--help")
-        assert "usage: moco" in capsys.readouterr().out
+        usage = capsys.readouterr().out.partition("options")[0]
+        assert f"usage: moco {command} " in usage
+        first = takes.split()[0].strip("[]")  # what the list of commands calls it
+        assert first in usage or command in ("pretrain", "transfer", "completion")
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,9 @@ def test_the_command_writes_lists_that_pretrain_takes(tmp_path, capsys):
     photographs(both / "train", 6, ())
     photographs(both / "test", 4, ())
     call("doctor", both, "--out", tmp_path / "of-both", "--recipe", "cpu")  # their own test images
-    assert "test): 4 exact" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "test): 4 exact" in shown
+    assert "... (all of them in doctor.json)" in shown
     call("doctor", data, "--out", data, expect=2)
     assert "holds something else" in capsys.readouterr().err
     call("doctor", tmp_path / "none", expect=2)

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -18,7 +19,7 @@ from moco.studies import BASES, STUDIES
 class Ablate:
     """Compare recipes: every cell of a study, with every seed. The same command again goes on."""
 
-    study: tyro.conf.Positional[str]
+    study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")]
     """A study's name (`moco ablate` alone lists them), or a Python file with a function study(base) that
     returns a Study."""
     data: str

@@ -2,11 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, RunFolder
 
 MEANINGS = {
     "retrieval": "% of images whose other view is the nearest of all",
@@ -22,7 +21,7 @@ MEANINGS = {
 class Diagnose:
     """Label-free measures of a run's features on held-out images, and their trend during the run."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """The run folder."""
     data: str | None = None
     """Images, as for pretrain; None takes those of the run, its test images where there are any."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Images
 from moco.data.reading import Reading
 from moco.recipes import get
 
@@ -20,7 +20,7 @@ _SHOWN = 3  # names per line
 class Doctor:
     """Decode every image, say what was found and done, and list what cannot be read."""
 
-    images: tyro.conf.Positional[str]
+    images: Images
     """Images, as for pretrain."""
     against: str | None = None
     """Test images, as for pretrain, that should not be among them; None: their own, where there are any."""
@@ -157,3 +157,5 @@ def _pairs(title: str, found: dict[str, Any]) -> None:
         print(f"           {' = '.join(name[:40] for name in group[:4])}")
     for first, second, similarity in found["near"][:_SHOWN]:
         print(f"  {similarity:>7.3f}  {first[:40]} ~ {second[:40]}")
+    if max(len(found["exact"]), len(found["near"])) > _SHOWN:
+        print("           ... (all of them in doctor.json)")

@@ -8,14 +8,14 @@ from typing import Literal
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class Embed:
     """Write the features of images to a table, one row per image."""
 
-    weights: tyro.conf.Positional[Path]
+    weights: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Images, as for pretrain; None takes those the run was trained on."""

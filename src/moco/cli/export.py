@@ -6,14 +6,14 @@ from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class Export:
     """Write a backbone for other libraries, load it there, and compare the features."""
 
-    weights: tyro.conf.Positional[Path]
+    weights: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     to: tuple[str, ...]
     """One or more of torchvision, timm, huggingface, onnx, torch, safetensors, detectron2; or all."""

@@ -3,18 +3,17 @@
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class FewLabels:
     """Accuracy with 1, 5, 10 and 50 labels per class, and with 1 and 10 % of all."""
 
-    run: tyro.conf.Positional[Path]
+    run: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class Finetune:
     """Train trunk and classifier end to end; values that are not given are those of the protocol."""
 
-    run: tyro.conf.Positional[Path]
+    run: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""

@@ -3,19 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class Fit:
     """Learn classes from few labelled images, classify all others, and say which to label next."""
 
-    weights: tyro.conf.Positional[Path]
+    weights: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
-    labels: tyro.conf.Positional[tuple[Path, ...]]
+    labels: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="LABELS.csv ...")]
     """CSV files with the columns name (or path) and label; names as in predictions.csv or moco embed."""
     data: str | None = None
     """All images, as for pretrain, or a file of moco embed, which saves encoding them again; None takes

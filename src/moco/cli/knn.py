@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS, print_table
+from moco.cli.show import FLAGS, Weights, print_table
 from moco.recipe import trained_by
 from moco.recipe_file import read
 
@@ -15,7 +15,7 @@ from moco.recipe_file import read
 class Knn:
     """kNN accuracy of a run's features on labelled images."""
 
-    run: tyro.conf.Positional[Path]
+    run: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""

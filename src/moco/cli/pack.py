@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +18,7 @@ MOST_SKIPPED = 0.01  # share of the files that may be unreadable before the exit
 class Pack:
     """Write a folder of images as tar shards in random order, or check shards with --verify."""
 
-    images: tyro.conf.Positional[Path]
+    images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A folder of image files; class folders become classes. With --verify, a folder of shards."""
     out: Path | None = None
     """The folder to write, new or empty."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Images
 from moco.data.reading import Reading
 
 
@@ -17,7 +17,7 @@ from moco.data.reading import Reading
 class PlanCall:
     """Look at images, measure a few steps, and write a recipe with a reason for each value."""
 
-    data: tyro.conf.Positional[str]
+    data: Images
     """Images, as for pretrain."""
     budget: str | None = None
     """Time for training, such as 6h, 30m or 1h30m; None takes 20 minutes on a CPU, 6 hours on a

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from moco.cli.show import FLAGS, print_table
+from moco.cli.show import FLAGS, RunFolder, print_table
 from moco.recipe import Recipe, trained_by
 from moco.recipe_file import read
 from moco.recipes import RECIPES, get
@@ -50,7 +50,7 @@ class Pretrain:
 class Resume:
     """Go on with a run, from its newest whole checkpoint; the run's own command does so too."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """The run folder."""
     data: str | None = None
     """Where its images are now, if they were moved; others are refused."""

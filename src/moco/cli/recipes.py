@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -16,7 +17,7 @@ from moco.recipes import RECIPES, get
 class Recipes:
     """The recipes there are, or every value of one."""
 
-    name: tyro.conf.Positional[str | None] = None
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
     """Show this recipe whole."""
     json: bool = False
     """Print as JSON."""

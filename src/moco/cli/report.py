@@ -7,17 +7,18 @@ from typing import Literal
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, RunFolders
 
 
 @dataclass(frozen=True)
 class Report:
     """Write one HTML file about a run, or about several overlaid; it needs no network and no other file."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: RunFolders
     """Run folders, finished or still training."""
     out: Path | None = None
-    """The file; None takes report.html in the first run's folder."""
+    """The file; None takes report.html in the run's folder, for several runs comparison.html in the
+    first one's."""
     data: str | None = None
     """Images for the map and the neighbours, as for pretrain; None takes the run's own, test images first."""
     images: int = 800

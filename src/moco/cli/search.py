@@ -3,19 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, Weights
 
 
 @dataclass(frozen=True)
 class Search:
     """Find the images whose features are nearest to those of an image file."""
 
-    weights: tyro.conf.Positional[Path]
+    weights: Weights
     """A run folder, a backbone.safetensors, or a checkpoint of the released code, lightly or solo-learn."""
-    image: tyro.conf.Positional[Path]
+    image: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IMAGE")]
     """The image file to look for."""
     data: str | None = None
     """Where to look: images, as for pretrain, or a file of moco embed, which saves encoding them again;

@@ -1,8 +1,15 @@
 """What commands share: how flags are made, and tables for a terminal."""
 
+from pathlib import Path
+from typing import Annotated
+
 import tyro
 
 FLAGS = (tyro.conf.AvoidSubcommands,)
+Images = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IMAGES")]
+RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+RunFolders = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN ...")]
+Weights = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WEIGHTS")]
 
 
 def print_table(values: dict[str, float], trained: str) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, RunFolder
 
 
 @dataclass(frozen=True)
 class Supervised:
     """Train a run's architecture with labels: the paper's supervised counterpart."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """The run folder, which says the architecture and how images are prepared."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, RunFolder, RunFolders
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
 from moco.transfer_recipe import TransferRecipe
 
@@ -41,7 +41,7 @@ class Transfer:
 class Resume:
     """Go on with a transfer run, or add trials to it."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """The run folder."""
     trials: int | None = None
     """Trials in all; None takes those that were asked for. Finished ones always count."""
@@ -59,7 +59,7 @@ class Resume:
 class Table:
     """Finished transfer runs of one task, in the form of the paper's tables."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: RunFolders
     """The run folders, one for each start."""
     json: bool = False
     """Print the results as JSON."""

@@ -3,19 +3,18 @@
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tyro
 
-from moco.cli.show import FLAGS
+from moco.cli.show import FLAGS, RunFolder
 
 
 @dataclass(frozen=True)
 class Verdict:
     """Measure a run against its counterparts and say, in one sentence, what it is worth."""
 
-    run: tyro.conf.Positional[Path]
+    run: RunFolder
     """The run folder; verdict.json and verdict.png are written into it."""
     data: str | None = None
     """Labelled images, as for pretrain; None takes those the run was trained on."""

@@ -155,7 +155,10 @@ def open_torchvision(name: str, root: str, split: str, reading: Reading) -> Sour
         except (TypeError, ValueError):
             continue
         except (RuntimeError, OSError) as error:
-            raise FileNotFoundError(f"torchvision's {name} is not in {root}: {error}") from None
+            raise FileNotFoundError(
+                f"torchvision's {name} is not in {root}: {error}; moco downloads nothing, so put it "
+                f"there once in Python: torchvision.datasets.{name}({root!r}, download=True)"
+            ) from None
     if dataset is None:
         if split == "test":
             return None

@@ -68,7 +68,7 @@ def cpu() -> Recipe:
 
     Run: moco pretrain cpu --data CIFAR10 --out RUN
     Result: CIFAR-10, kNN (k = 200, T = 0.1) 57.5 % on the head output, 56.6 % on the trunk, against 31.1 %
-    and 33.1 % untrained and 41.1 % for raw pixels; three seeds, 8 minutes on two cores (results/cpu.toml).
+    and 33.0 % untrained and 41.1 % for raw pixels; three seeds, 8 minutes on two cores (results/cpu.toml).
 
     Views are 24 pixels: they cost little more than half of 32, and show things at the size they have
     in whole images.
