@@ -70,6 +70,14 @@ def test_every_plan_is_a_recipe_whose_queue_fits(images, side, device):
     assert all(a.reason and a.source for a in planned(images, side).advice)
 
 
+def test_no_reason_speaks_of_more_steps_than_there_are():
+    def reason(seconds):
+        return next(a.reason for a in planned(seconds=seconds).advice if a.name == "keys.momentum")
+
+    assert reason(36_000.0).startswith("a key encoder of the last 1,000 of ")
+    assert reason(60.0) == "the least that is advised; it suits longer runs than these 99 steps"
+
+
 @pytest.mark.parametrize("seconds", [60.0, 1200.0, 36_000.0])
 def test_the_schedule_ends_within_the_budget(seconds):
     found = planned(seconds=seconds)

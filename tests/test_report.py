@@ -19,7 +19,7 @@ from moco.recipes import RECIPES, get
 from moco.report.charts import Chart, Line, number, thin, ticks
 from moco.report.command import command
 from moco.report.facts import charts, read_facts
-from moco.report.page import write_report
+from moco.report.page import _duration, write_report
 from tiny import save_arrays, tiny_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -97,6 +97,22 @@ def test_runs_are_compared_in_the_same_charts(run, other, tmp_path):
     assert not (run / "both.html").exists()
 
 
+def test_a_comparison_leaves_the_page_of_a_run_alone(run, other, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    page = (tmp_path / "run/report.html").read_bytes()
+    assert write_report([tmp_path / "run", other]) == tmp_path / "run/comparison.html"
+    assert (tmp_path / "run/report.html").read_bytes() == page
+
+
+def test_times_and_numbers_read_as_words(run, tmp_path):
+    assert [_duration(seconds) for seconds in (11.4, 75, 7500)] == ["11 s", "1 min 15 s", "2 h 05 min"]
+    shutil.copytree(run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text()) | {"seconds": 61}
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    text = write_report([tmp_path / "run"], images=20).read_text()
+    assert "the last call took 1 min 1 s" in text  # a resumed run took longer in all
+
+
 def test_a_page_without_its_images_says_so(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     toml = (run / "recipe.toml").read_text()
@@ -147,6 +163,13 @@ def test_the_command_is_the_recipe(name):
     )
 
 
+def test_what_was_found_from_the_images_is_no_flag():
+    base = get("cpu")
+    views = dataclasses.replace(base.views, range=(0.0, 255.0), mean=(0.5,) * 3, std=(0.2,) * 3)
+    values = dataclasses.replace(base, views=views, precision="float32")
+    assert command(values, {"data": "d"}, Path("r")) == "moco pretrain cpu --data d --out r"
+
+
 def test_the_command_of_other_kinds_is_a_file():
     values = dataclasses.replace(get("cpu"), keys=TiedKeys(), dictionary=InBatch())
     assert command(values, {"data": "d"}, Path("r")) == "moco pretrain --from r/recipe.toml --data d --out r"
@@ -175,7 +198,9 @@ def test_long_lines_keep_their_ends():
 
 def test_charts_speak():
     chart = Chart("loss", "nats", "", [Line("a", [(0.5, 3.0), (2.0, 1.0)])], levels=[("guess <x>", 4.0)])
-    assert chart.summary() == "loss in nats: a from 3 to 1 over 2 epochs; guess <x> at 4"
+    assert chart.summary() == "loss (nats): a from 3 to 1 over 2 epochs; guess <x> at 4"
+    one = Chart("learning rate", "per step", "", [Line("lr", [(0.5, 3.0), (1.0, 1.0)])])
+    assert one.summary() == "learning rate (per step): lr from 3 to 1 over 1 epoch"
     assert "guess &lt;x&gt;" in chart.svg()
     assert "<x>" not in chart.svg()
 

@@ -259,7 +259,10 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
         found.recipe = dataclasses.replace(found.recipe, epochs=None, iterations=steps)
         _note(found, "iterations", steps, reason, f"{found.speed:.0f} images/s, measured")
     momentum = round(min(0.999, max(0.99, 1 - 14 / steps)), 4)
-    why = f"a key encoder of the last {1 / (1 - momentum):.0f} of {steps:,} steps"
+    last = round(1 / (1 - momentum))
+    why = f"a key encoder of the last {last:,} of {steps:,} steps"
+    if last >= steps:
+        why = f"the least that is advised; it suits longer runs than these {steps:,} steps"
     _set(found, "keys.momentum", momentum, why, "MoCo, Table in 4.1; docs/log.md")
     long = steps >= 20_000 and found.look.short_side > 48
     temperature = 0.2 if long else 0.1

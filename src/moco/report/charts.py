@@ -60,9 +60,9 @@ class Chart:
         parts = []
         for line in self.lines:
             first, last = line.points[0], line.points[-1]
-            parts.append(f"{line.name} from {first[1]:.4g} to {last[1]:.4g} over {last[0]:.4g} epochs")
+            parts.append(f"{line.name} from {first[1]:.4g} to {last[1]:.4g} over {epochs(last[0])}")
         parts += [f"{what} at {value:.4g}" for what, value in self.levels]
-        return f"{self.name} in {self.unit}: {'; '.join(parts)}"
+        return f"{self.name} ({self.unit}): {'; '.join(parts)}"
 
     def data(self) -> dict[str, Any]:
         """What the page needs to tell values under the pointer."""
@@ -143,6 +143,11 @@ def number(value: float) -> str:
     if value and (abs(value) >= 100_000 or abs(value) < 0.001):
         return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.6g}"
+
+
+def epochs(count: float) -> str:
+    """So many epochs, in words."""
+    return "1 epoch" if count == 1 else f"{count:.4g} epochs"
 
 
 def _text(kind: str, x: float, y: float, words: str, anchor: str) -> str:

@@ -42,13 +42,15 @@ def _flags(values: Any, named: Any, where: str = "") -> list[str | None]:
         flag = f"{where}{field.name}".replace("_", "-")
         if dataclasses.is_dataclass(mine) or dataclasses.is_dataclass(theirs):
             words += _flags(mine, theirs, f"{flag}.")
-        elif mine != theirs and not _measured(flag, theirs):
+        elif mine != theirs and not _measured(flag, mine, theirs):
             words += _flag(flag, mine)
     return words
 
 
-def _measured(flag: str, named: Any) -> bool:
+def _measured(flag: str, mine: Any, named: Any) -> bool:
     """Whether the named recipe leaves the value to be found out from images and machine."""
+    if flag == "views.range":  # another one may have been asked for
+        return named is None and mine == (0.0, 255.0)
     return (flag in ("views.mean", "views.std") and named is None) or (
         flag == "precision" and named == "auto"
     )

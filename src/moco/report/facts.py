@@ -22,7 +22,7 @@ _KNOWN = {
     "rankme": ("RankMe", "directions in use", "effective rank of the features; low is collapse"),
     "effective_rank": ("effective rank", "directions in use", "of the features' covariance; low is collapse"),
     "retrieval": ("two-view retrieval", "% of images", "whose other view is the nearest of all"),
-    "deviation": ("deviation", "of unit-length outputs", "0 is collapse"),
+    "deviation": ("deviation of the output", "share of an even spread", "1 is even, 0 is one point"),
     "masked": ("masked negatives", "share of all", "of the query's own image, and of those in its group"),
 }
 

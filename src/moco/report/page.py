@@ -11,6 +11,7 @@ from moco import recipe_file
 from moco.files import write_atomically
 from moco.recipe import trained_by
 from moco.report.atlas import Atlas, build_atlas
+from moco.report.charts import epochs
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
 from moco.weights import describe, images_if_any, images_of, open_weights
@@ -31,7 +32,8 @@ def write_report(
 
     Args:
         runs: run folders, finished or not.
-        out: the file; None takes report.html in the first run's folder.
+        out: the file; None takes report.html in the run's folder, for several runs comparison.html in the
+            first one's.
         data: images for the map and the neighbours, as for `pretrain`; None takes the run's own test
             images, or its training images where there are none. Several runs are shown without.
         images: how many of them at most.
@@ -57,7 +59,8 @@ def write_report(
     atlas, why_not = None, ""
     if len(facts) == 1:
         atlas, why_not = _atlas(facts[0], data, images, projection, device)
-    path = Path(out) if out is not None else folders[0] / "report.html"
+    name = "report.html" if len(folders) == 1 else "comparison.html"
+    path = Path(out) if out is not None else folders[0] / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, render(facts, atlas, why_not).encode(errors="backslashreplace"))
     return path
@@ -142,7 +145,7 @@ def _sentence(run: RunFacts) -> str:
     if measured := run.column("knn_trunk"):
         (epoch, value), k = measured[-1], run.values.monitor.k
         return (
-            f"{ended}After {epoch:.4g} epochs, a vote of the nearest neighbours (at most {k}) names the "
+            f"{ended}After {epochs(epoch)}, a vote of the nearest neighbours (at most {k}) names the "
             f"class of {value:.1f} % of the images."
         )
     others = run.interpreter.negatives
@@ -164,10 +167,11 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         if column := run.column(name):
             what = {"retrieval": "two-view retrieval", "rankme": "RankMe"}[name]
             tiles.append((what, f"{column[-1][1]:.1f}{unit}", f"{column[0][1]:.1f}{unit} at first"))
-    tiles.append(("images", f"{run.run['images']:,}", f"{last['epoch']:.4g} epochs, {last['step']:,} steps"))
+    tiles.append(("images", f"{run.run['images']:,}", f"{epochs(last['epoch'])}, {last['step']:,} steps"))
     if (speed := run.speed()) is not None:
-        threads = f", {run.run['threads']} threads" if run.run["device"] == "cpu" else ""
-        took = f"; {_duration(run.result['seconds'])} in all" if run.result else ""
+        many = run.run["threads"]
+        threads = f", {many} thread{'s' if many > 1 else ''}" if run.run["device"] == "cpu" else ""
+        took = f"; the last call took {_duration(run.result['seconds'])}" if run.result else ""
         tiles.append(("speed", f"{speed:,.0f}/s", f"images, {run.run['device']}{threads}{took}"))
     return tiles
 
@@ -226,7 +230,9 @@ def _differences(facts: list[RunFacts]) -> list[tuple[str, list[str]]]:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes}:{rest:02d} min"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _atlas_data(atlas: Atlas) -> dict[str, Any]:
