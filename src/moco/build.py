@@ -281,7 +281,8 @@ def build_interpreter(values: recipe.Recipe, steps_per_epoch: int) -> Interprete
     remarks = _unreached(values, steps_per_epoch)
     if values.compile != "off":
         remarks.append("torch.compile: the first step may take minutes, in a later run less")
-    return Interpreter(guessing, filled, trend, remarks)
+    steps = values.iterations or (values.epochs or 0) * steps_per_epoch
+    return Interpreter(guessing, filled, trend, remarks, steps)
 
 
 def _unreached(values: recipe.Recipe, steps_per_epoch: int) -> list[str]:

@@ -18,6 +18,7 @@ class Interpreter:
         filled_at: step after which the queue holds no random initial key; None without a queue.
         trend: what the label-free diagnostics so far say about going on.
         remarks: further sentences that belong before the first step.
+        steps: of the whole run, where that is known.
     """
 
     def __init__(
@@ -26,13 +27,14 @@ class Interpreter:
         filled_at: int | None,
         trend: Callable[[Sequence[dict[str, Any]]], str] | None = None,
         remarks: Sequence[str] = (),
+        steps: int | None = None,
     ):
         self.guessing = math.log(1 + negatives) if negatives is not None else None
         self.negatives, self.filled_at = negatives, filled_at
         self.filled = self.alarmed_rest = self.alarmed_collapse = False
         self.recent: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
-        self.trend, self.said, self.remarks = trend, "", remarks
+        self.trend, self.said, self.remarks, self.steps = trend, "", remarks, steps
 
     def introduction(self) -> list[str]:
         """What to expect, before the first step."""
@@ -44,6 +46,12 @@ class Interpreter:
                 f"; the loss starts lower and rises while real keys replace random ones, "
                 f"until step {self.filled_at:,}: that is normal"
             )
+        if self.filled_at is not None and self.steps is not None and self.steps < self.filled_at:
+            short = (
+                f"the run ends after {self.steps:,} steps, before the queue is filled: its loss and pretext "
+                "accuracy say little; train longer (--epochs) or take a smaller queue (--dictionary.size)"
+            )
+            return [text, short, *self.remarks]
         return [text, *self.remarks]
 
     def read(self, row: dict[str, Any]) -> list[str]:
