@@ -66,9 +66,9 @@ def introduced(values, steps_per_epoch=5004):
 def test_a_run_that_ends_before_its_queue_is_filled_says_so():
     cpu = dataclasses.replace(RECIPES["cpu"](), epochs=1)  # 4,096 keys in batches of 256
     assert "before the queue is filled" not in introduced(cpu, 16)
-    assert "the run ends after 15 steps, before the queue is filled" in introduced(cpu, 15)
+    assert "the run ends at step 15, before the queue is filled" in introduced(cpu, 15)
     counted = dataclasses.replace(cpu, epochs=None, iterations=3)
-    assert "the run ends after 3 steps" in introduced(counted, 100)
+    assert "the run ends at step 3" in introduced(counted, 100)
 
 
 def test_a_run_that_ends_before_a_milestone_says_so():

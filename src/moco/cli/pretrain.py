@@ -146,7 +146,8 @@ def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return
-    print(f"{result.steps:,} steps, loss {result.loss:.3f}, pretext accuracy {100 * result.accuracy:.1f} %; "
+    steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
+    print(f"{steps}, loss {result.loss:.3f}, pretext accuracy {100 * result.accuracy:.1f} %; "
           f"this call took {result.seconds:.0f} s")  # fmt: skip
     if result.knn:
         print(

@@ -48,7 +48,7 @@ class Interpreter:
             )
         if self.filled_at is not None and self.steps is not None and self.steps < self.filled_at:
             short = (
-                f"the run ends after {self.steps:,} steps, before the queue is filled: its loss and pretext "
+                f"the run ends at step {self.steps:,}, before the queue is filled: its loss and pretext "
                 "accuracy say little; train longer (--epochs) or take a smaller queue (--dictionary.size)"
             )
             return [text, short, *self.remarks]
