@@ -144,7 +144,7 @@ def test_two_gloo_processes_normalise_as_one(tmp_path):
     ]
     for run in runs:
         out, errors = run.communicate(timeout=120)
-        assert out.strip() == "equal", errors[-2000:]
+        assert out.splitlines()[-1:] == ["equal"], errors[-2000:]  # torch 2.9's gloo counts its peers before
 
 
 def test_precise_statistics_are_those_of_all_batches():

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import ranks
-from moco import cluster
+from moco import cluster, processes
 from moco.data.loader import Loader
 from moco.data.views import Views
 from moco.processes import Processes, joined
@@ -37,6 +37,7 @@ def together(tmp_path_factory):
         command, env=os.environ | address, timeout=280, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert not done.stdout
     return {n: [torch.load(folder / f"{n}-{r}.pt") for r in range(n)] for n in SIZES}
 
 
@@ -188,6 +189,21 @@ def test_one_process_is_alone_and_communicates_nothing(monkeypatch):
         assert isinstance(world, Solo)
     with pytest.raises(ValueError, match="time_limit must be above 0 seconds, got 0"), joined(time_limit=0):
         pass
+
+
+def test_what_libraries_say_while_processes_meet_is_no_result(monkeypatch, capfd):
+    """Gloo of torch 2.9 counts its peers on standard output, before what --json prints."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setattr(processes, "rendezvous", lambda *_, **__: iter([(None, 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: os.write(1, b"1 peer\n"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with joined():
+        os.write(1, b"{}\n")
+    assert tuple(capfd.readouterr()) == ("{}\n", "1 peer\n")
 
 
 def test_a_failed_wait_keeps_what_the_error_said(monkeypatch):

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -255,6 +256,22 @@ def joined(*, time_limit: float = 600) -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", rank, size, timeout=_START_LIMIT))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = datetime.timedelta(seconds=time_limit)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    with _said_on_standard_error():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     yield Processes(store, time_limit)
     dist.destroy_process_group()  # only after a good end: a broken group is left to the exit
+
+
+@contextlib.contextmanager
+def _said_on_standard_error() -> Iterator[None]:
+    """What libraries say is no result: gloo of torch 2.9 counts its peers on standard output."""
+    if sys.__stdout__ is None or sys.__stderr__ is None:  # one of them was closed at the start
+        yield
+        return
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
