@@ -161,11 +161,11 @@ def _example(about: dict[str, Any]) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Exporters warn about their own insides, which users can do nothing about."""
+    """Exporters warn of their own insides, which users can do nothing about; onnxscript 0.6 prints on stdout."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,8 @@ def export_backbone(net: nn.Module, about: dict[str, Any], target: Target, folde
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(4, about["channels"], about["size"], about["size"], generator=generator)
     names: dict[str, Any] = {"images": images}
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch.export.load, up to 2.11
         exec("\n".join(lines), names)
         features = net(images)
         difference = float((torch.as_tensor(names["features"]) - features).abs().max())
