@@ -49,6 +49,7 @@ pytestmark = [
         INTERPRETED and version(sys.modules["triton"]) < (3, 7) and version(np) >= (2, 4),
         reason="this Triton's interpreter converts arrays as numpy no longer allows; numpy<2.4 goes with it",
     ),
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning:triton.runtime.interpreter"),
 ]
 BF16_STEP = 2**-7  # of bfloat16 near 1; the interpreter cuts where a GPU rounds
 
