@@ -161,7 +161,7 @@ def _example(about: dict[str, Any]) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Exporters warn of their own insides, which users can do nothing about; onnxscript 0.6 prints on stdout."""
+    """Exporters warn of their own insides, which users can do nothing about; onnxscript 0.6 prints them."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
