@@ -158,7 +158,7 @@ def test_commands_work_there(there, tmp_path, monkeypatch, capsys):
     choose = devices.choose_device
     for name in "launch", "starts", "assess", "transfer_run":
         importlib.import_module(f"moco.{name}")
-    for module in list(sys.modules.values()):
+    for module in [m for name, m in sys.modules.items() if name.startswith("moco.")]:
         if getattr(module, "choose_device", None) is choose:
             monkeypatch.setattr(module, "choose_device", lambda *_: there)
     data, out = save_arrays(tmp_path), tmp_path / "run"
