@@ -61,14 +61,14 @@ def test_mlflows_file_store_holds_the_journal(tmp_path, monkeypatch):
 
 
 def test_weights_and_biases_keeps_the_journal_offline(tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
+    kind = pytest.importorskip("wandb.sdk.wandb_run").Run
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "staging"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     marked, out = [], tmp_path / "run"
-    original = wandb.Run.mark_preempting
-    monkeypatch.setattr(wandb.Run, "mark_preempting", lambda run: marked.append(original(run)))
+    original = kind.mark_preempting
+    monkeypatch.setattr(kind, "mark_preempting", lambda run: marked.append(original(run)))
     record_twice(WandB, out, lambda: time.sleep(1))  # older ones write over a folder of the same second
     assert len(marked) == 1
     records = list((out / "wandb").glob("offline-run-*/*.wandb"))
