@@ -58,7 +58,7 @@ def test_a_study_is_prepared_on_images_read_as_its_cells_read_them(tmp_path):
     grey = replace(BASE, reading=Reading(channels=1), views=views)
     study = Study("grey", "?", (Cell("grey", grey, 1.0),), Axis("x", "linear"))
     said = forecast(study, data=str(tmp_path), out=tmp_path / "study", seeds=(0,), machine=HERE)
-    assert "1 of 1 runs to do" in said
+    assert "1 of 1 run to do" in said
 
 
 def test_studies_by_name_and_from_files(tmp_path):
@@ -87,7 +87,7 @@ def test_the_command(data, tmp_path, capsys):  # noqa: F811
     words = ["ablate", file, "--data", data, "--out", tmp_path / "out", "--seeds", 0, "--jobs", 0]
     call(*words, "--dry-run", "--images", 50, "--test-images", 20)
     shown = capsys.readouterr()
-    assert "1 of 1 runs to do, about " in shown.out
+    assert "1 of 1 run to do, about " in shown.out
     assert not (tmp_path / "out").exists()
     call(*words, "--images", 50, "--test-images", 20, "--json", "--row", tmp_path / "row.toml")
     shown = capsys.readouterr()
@@ -98,9 +98,9 @@ def test_the_command(data, tmp_path, capsys):  # noqa: F811
     call(*words, "--images", 50, "--test-images", 20)
     shown = capsys.readouterr()
     assert "| t-0.1 |" in shown.out
-    assert "0 of 1 runs to do" in shown.err
+    assert "0 of 1 run to do" in shown.err
     call(*words, "--seeds", 0, 1, 2, "--images", 50, "--test-images", 20, "--most", 1, expect=75)
-    assert "1 run is left; the same command goes on" in capsys.readouterr().err
+    assert "1 run left; the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import moco
 ROOT = Path(moco.__file__).parent
 FLOORS = {
     "loss": 0, "world": 0, "processes": 0, "chance": 0, "batch": 0, "norm": 0, "kernels": 0,
-    "heap": 0, "channels": 0, "processor": 0, "device": 0, "cluster": 0, "files": 0,
+    "heap": 0, "channels": 0, "processor": 0, "device": 0, "cluster": 0, "files": 0, "words": 0,
     "resnet": 1, "encoder": 1, "keys": 1, "dictionary": 1,
     "data": 2, "training": 2, "evaluate": 2, "export": 2,
     "transfer": 2, "transfer_recipe": 3, "transfer_build": 3, "transfer_start": 3, "transfer_measure": 3,

@@ -275,7 +275,7 @@ def test_tables_and_arrays_of_images_are_no_embeddings(kind, finished, tmp_path,
         ("embed {tmp}/none", "holds no run"),
         ("embed {run} --to csv --out {tmp}/e.npy", "is no file of --to csv"),
         ("embed {run}/backbone.safetensors", "give --data"),
-        ("embed {run} --data {tmp}/grey.npy", "has images of 1 channels"),
+        ("embed {run} --data {tmp}/grey.npy", "has images of 1 channel"),
     ],
 )
 def test_wrong_calls(finished, tmp_path, capsys, words, message):  # noqa: F811

@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch, name):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/weights/"):
         export_backbone(network(facts), facts, TARGETS[name], tmp_path / "weights")
     assert list((tmp_path / "weights").iterdir()) == [old]
     assert old.read_bytes() == b"of an earlier export"

@@ -165,7 +165,7 @@ def test_a_queue_as_large_as_the_data_needs_masking():
 def test_a_mean_of_other_channels_is_refused_and_that_of_photographs_is_measured_anew():
     grey = Data(ArraySource(tiny_data().train.pixels[:, :1]), None)
     values = tiny_recipe(views=dataclasses.replace(SMALL, mean=(0.5, 0.5), std=(0.2, 0.2)))
-    with pytest.raises(ValueError, match=r"views.mean has 2 values but array has images of 1 channels"):
+    with pytest.raises(ValueError, match=r"views.mean has 2 values but array has images of 1 channel"):
         resolve(values, grey, CPU)
     assert len(resolve(tiny_recipe(views=SMALL), grey, CPU).views.mean) == 1
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from moco.transfer import coco, voc
-from moco.transfer.batch import Images
+from moco.transfer.batch import ImageList
 from moco.transfer.loader import Pixels, detection_loader, segmentation_loader
 from moco.transfer.order import Order, repeat_factors
 from moco.transfer.surface import Symmetry, read_points
@@ -187,7 +187,7 @@ def test_segmentation_batches(voc_root):
 
 
 def test_images_are_padded_at_the_right_and_below():
-    images = Images.stack([torch.ones(3, 5, 9), torch.ones(3, 7, 4)], divisor=4)
+    images = ImageList.stack([torch.ones(3, 5, 9), torch.ones(3, 7, 4)], divisor=4)
     assert images.pixels.shape == (2, 3, 8, 12)
     assert images.sizes == ((5, 9), (7, 4))
     assert [int(row.sum()) for row in images.pixels] == [3 * 45, 3 * 28]

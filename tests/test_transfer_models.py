@@ -7,7 +7,7 @@ from torch import nn
 
 from moco.encoder import trunk
 from moco.transfer import detector
-from moco.transfer.batch import DetectionBatch, Images, SegmentationBatch, Targets
+from moco.transfer.batch import DetectionBatch, ImageList, SegmentationBatch, Targets
 from moco.transfer.densepose import SurfaceBranch, resample
 from moco.transfer.keypoints import KeypointBranch, heat_cells, peaks
 from moco.transfer.masks import MaskBranch, mask_targets, paste
@@ -75,7 +75,7 @@ def batch(objects=2, size=64, divisor=32):
             points.append(Points(places, torch.tensor([1, 5, 5 + place]), places.flip(1), inside))
         images.append(image)
         targets.append(Targets(boxes, torch.arange(objects), masks, keypoints, tuple(points)))
-    return DetectionBatch(Images.stack(images, divisor), tuple(targets), (1, 2))
+    return DetectionBatch(ImageList.stack(images, divisor), tuple(targets), (1, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +103,7 @@ def test_every_detector_learns_and_every_weight_gets_a_gradient(kind):
 def test_detections_lie_in_the_file_and_are_ranked(kind):
     model = build(kind).eval()
     model.regions.threshold = 0.0
-    found = model.detect(Images.stack([torch.randn(3, 64, 64)], 32), [(100, 130)])[0]
+    found = model.detect(ImageList.stack([torch.randn(3, 64, 64)], 32), [(100, 130)])[0]
     assert 0 < len(found) <= 100
     assert float(found.boxes[:, [0, 2]].max()) <= 130
     assert float(found.boxes[:, [1, 3]].max()) <= 100
@@ -116,7 +116,7 @@ def test_detections_lie_in_the_file_and_are_ranked(kind):
     if kind == "dense pose":
         assert len(found.surfaces) == len(found)
     model.regions.threshold = 1.0
-    none = model.detect(Images.stack([torch.randn(3, 64, 64)], 32), [(100, 130)])[0]
+    none = model.detect(ImageList.stack([torch.randn(3, 64, 64)], 32), [(100, 130)])[0]
     assert len(none) == 0
 
 
@@ -356,7 +356,7 @@ def test_the_segmenter_learns_and_answers_at_the_size_of_the_file():
     truth[:, 20:40, 10:50] = 1
     truth[:, 50:, :] = 255
     pixels = F.one_hot(truth.clamp(max=2), 3).permute(0, 3, 1, 2).float()
-    data = SegmentationBatch(Images.stack(list(pixels)), truth)
+    data = SegmentationBatch(ImageList.stack(list(pixels)), truth)
     optimizer = torch.optim.SGD(parameter_groups(model, 1e-4), 0.1, 0.9)
     history = []
     for _ in range(25):
@@ -366,7 +366,7 @@ def test_the_segmenter_learns_and_answers_at_the_size_of_the_file():
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
-    found = model.eval().classes_of(Images.stack([pixels[0]]), [(130, 70)])[0]
+    found = model.eval().classes_of(ImageList.stack([pixels[0]]), [(130, 70)])[0]
     assert found.shape == (130, 70)
     nothing = SegmentationBatch(data.images, torch.full_like(truth, 255))
     assert model.losses(nothing)["pixel_class"].item() == 0

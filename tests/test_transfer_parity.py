@@ -10,7 +10,7 @@ from torch import nn
 
 from moco.encoder import trunk
 from moco.transfer import detector
-from moco.transfer.batch import DetectionBatch, Images, Targets
+from moco.transfer.batch import DetectionBatch, ImageList, Targets
 from moco.transfer.keypoints import KeypointBranch
 from moco.transfer.masks import MaskBranch
 from moco.transfer.norm import set_norm
@@ -221,7 +221,7 @@ def test_losses_and_detections_are_those_of_detectron2(kind):
     model, other = ours(kind), theirs(kind)
     copy(kind, model, other)
     pixels, targets = images_and_targets()
-    batch = DetectionBatch(Images(pixels, (SIZE, SIZE)), targets, (1, 2))
+    batch = DetectionBatch(ImageList(pixels, (SIZE, SIZE)), targets, (1, 2))
     mine = model.train().losses(batch)
     with EventStorage():
         reference = other.train()(their_input(kind, pixels, targets))

@@ -45,7 +45,7 @@ def test_a_supervised_backbone_of_ours_is_fed_as_it_says(tmp_path):
     assert open_start(f"supervised:{backbone(tmp_path / 'two')}", Trunk()).row == "supervised"
     with pytest.raises(ValueError, match=r"says that it was made by MoCo; start from it with --init .*three"):
         open_start(f"supervised:{backbone(tmp_path / 'three', mechanism='MoCo')}", Trunk())
-    with pytest.raises(ValueError, match="takes 1 channels"):
+    with pytest.raises(ValueError, match="takes 1 channel"):
         open_start(f"supervised:{backbone(tmp_path / 'four', channels=1)}", Trunk())
 
 

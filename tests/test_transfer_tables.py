@@ -75,7 +75,7 @@ def test_supervised_and_random_starts(transferred, start, tmp_path, capsys):
     call("transfer", "table", tmp_path / "one", root / "run", expect=2)
     assert "a table shows one task, got runs of tiny, voc-c4" in capsys.readouterr().err
     call("transfer", "--resume", tmp_path / "three", "--device", "cpu")
-    assert "voc-c4 from random: 1 trials" in capsys.readouterr().out
+    assert "voc-c4 from random: 1 trial" in capsys.readouterr().out
 
 
 def test_starts_of_one_name_are_told_apart(transferred, capsys):

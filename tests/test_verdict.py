@@ -44,7 +44,8 @@ def test_runs_of_other_mechanisms_are_called_what_they_are(tmp_path, capsys):
 def test_a_verdict_from_end_to_end(run, capsys, monkeypatch):
     monkeypatch.setattr(assess, "_FEW_LABEL_STEPS", 3)
     call("verdict", run, "--repeats", 2)
-    shown = capsys.readouterr().out
+    shown, told = capsys.readouterr()
+    assert "fine-tuning on few labels: 1 of 8, about" in told
     result = json.loads((run / "verdict.json").read_text())
     assert shown.rstrip().endswith(result["sentence"])
     names = [row["name"] for row in result["rows"]]

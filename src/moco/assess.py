@@ -1,7 +1,7 @@
 """What a run's features are worth, by every protocol, beside what one could use instead."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,8 +119,11 @@ def linear(
     yield {"top1": round(100 * (predicted == answers).double().mean().item(), 3)}
 
 
-def by_training(setting: Setting, start: Start) -> Learner:
-    """Fine-tuning on few labels: about 200 steps of at most 32 images, the paper's learning rates."""
+def by_training(setting: Setting, start: Start, done: Callable[[], None] = lambda: None) -> Learner:
+    """Fine-tuning on few labels: about 200 steps of at most 32 images, the paper's learning rates.
+
+    `done` is called after each split.
+    """
     test = setting.test.plain(start.values, setting.device)
 
     def learn(splits: Tensor) -> Tensor:
@@ -140,6 +143,7 @@ def by_training(setting: Setting, start: Start) -> Learner:
             for _ in train_classifier(net, crops, steps, None, protocol, seed=start.values.seed):
                 pass
             predicted.append(predict(net, test).argmax(1))
+            done()
         return torch.stack(predicted)
 
     return learn

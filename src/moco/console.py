@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from moco.embeddings import Embeddings
 from moco.training.observer import Observer
+from moco.words import some
 
 
 class Plain(Console):
@@ -93,7 +94,7 @@ class Terminal(Observer):
 def tell_lost(names: Sequence[str], what: str = "image") -> None:
     """Say which images could not be read and were left out, if any."""
     if names:
-        many = f"{len(names):,} {what}{'s' if len(names) > 1 else ''}"
+        many = some(len(names), what)
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         print(f"{many} could not be read, left out: {shown}", file=sys.stderr)
 

@@ -18,6 +18,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that, whatever happens, either the old or the new content is found whole.
 
     Several processes may write it, also of several machines: that of one of them stays.
+
+    Raises:
+        OSError: naming the file, for instance if the disk is full.
     """
     aside = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{ASIDE}")
     try:
@@ -26,8 +29,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk the system says no name
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -23,6 +23,7 @@ from moco.data.source import ArraySource, Source
 from moco.data.unreadable import Unreadable
 from moco.data.views import Views
 from moco.evaluate.knn import Labelled
+from moco.words import some
 
 _PAIRS = 200  # pairs of views encoded at once, at most
 _AT_ONCE = 4096  # files in the hands of a pool of threads
@@ -164,7 +165,9 @@ def check_form(source: Source, about: Mapping[str, Any], whose: str = "the weigh
     """
     channels, pixels = about.get("channels"), about.get("pixels")
     if channels is not None and source.channels != channels:
-        raise ValueError(f"{source.name} has images of {source.channels} channels, {whose} {channels}")
+        raise ValueError(
+            f"{source.name} has images of {some(source.channels, 'channel')}, {whose} {channels}"
+        )
     have = str(source.dtype).removeprefix("torch.")
     if pixels is not None and have != pixels:
         raise ValueError(f"{source.name} has {have} pixels, {whose} {pixels}")

@@ -40,6 +40,7 @@ from moco.run_folder import (
 from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Audience, Observer
 from moco.training.trainer import train
+from moco.words import some
 from moco.world import World
 
 __all__ = ["Result", "pretrain", "resume"]
@@ -211,7 +212,7 @@ def _begin(
         about = provenance(*spec, data, fingerprint, device) | {"processes": world.size}
         write_recipe(out, values, about)
     classes = f", {len(data.train.classes)} classes for kNN" if data.train.classes else ""
-    say(f"{data.train.name}: {len(data.train):,} images of {data.train.channels} channels{classes}")
+    say(f"{data.train.name}: {len(data.train):,} images of {some(data.train.channels, 'channel')}{classes}")
     for note in data.train.notes:
         say(note)
     if world.size > 1:

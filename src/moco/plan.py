@@ -26,6 +26,7 @@ from moco.recipe import Constant, Cosine, InfoNCE, MomentumKeys, MomentumQueue, 
 from moco.recipes import get
 from moco.training.checkpoint import Checkpoints
 from moco.training.step import step
+from moco.words import duration, some
 from moco.world import Solo
 
 SAMPLED, WARM_UP, TIMED = 200, 2, 8
@@ -272,7 +273,7 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
     _note(found, "encoder.head", head.head, why, "MoCo v2, Table 1; docs/log.md")
     _note(found, "loss.temperature", temperature, f"goes with the {head.head} head", "MoCo v2, Table 2")
     warmup = round(min(1.0, 0.1 * steps / per_epoch), 2)
-    _note(found, "schedule", f"Cosine, {warmup} epochs of warm-up", "zero at the end", "MoCo v2")
+    _note(found, "schedule", f"Cosine, {some(warmup, 'epoch')} of warm-up", "zero at the end", "MoCo v2")
     found.recipe = dataclasses.replace(
         found.recipe,
         schedule=Cosine(warmup=warmup),
@@ -281,12 +282,6 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
         checkpoint_every=max(20, min(1000, steps // 10)),
     )
     found.seconds = steps * batch / found.speed
-
-
-def duration(seconds: float) -> str:
-    """A time in words short enough for a table."""
-    long = f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-    return f"{seconds:.0f} s" if seconds < 90 else long
 
 
 def _held(device: torch.device) -> int:

@@ -160,8 +160,8 @@ def _fingerprints(setting: Setting) -> list[str]:
     """Of the images learnt from and tested on and their classes, which changed files or labels change."""
     found = []
     for portion in setting.train, setting.test:
-        digest = hashlib.sha256(portion.indices.numpy().tobytes() + portion.labels.numpy().tobytes())
-        found += [portion.source.fingerprint(), digest.hexdigest()[:16]]
+        which = hashlib.sha256(portion.indices.numpy().tobytes() + portion.labels.numpy().tobytes())
+        found += [portion.source.fingerprint(), which.hexdigest()[:16]]
     return found
 
 

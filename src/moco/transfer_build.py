@@ -41,7 +41,7 @@ REFERENCE_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Start:
+class TransferStart:
     """Where fine-tuning starts from.
 
     Attributes:
@@ -148,7 +148,7 @@ def check_trunk(values: Trunk) -> None:
 
 
 def build_model(
-    values: TransferRecipe, start: Start, examples: Examples, world: World, seed: int
+    values: TransferRecipe, start: TransferStart, examples: Examples, world: World, seed: int
 ) -> Detector | Segmenter:
     """The network of a recipe on a start; what is new is drawn from the seed.
 

@@ -23,7 +23,7 @@ from moco.world import World
 
 
 @dataclass
-class FineTuning:
+class Trial:
     """Everything one trial works on.
 
     Attributes:
@@ -40,7 +40,7 @@ class FineTuning:
     observers: list[Observer] = field(default_factory=list)
 
 
-def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
+def fine_tune(run: Trial, folder: Path) -> dict[str, Any]:
     """Go on from the newest whole checkpoint to the last step.
 
     Args:
@@ -58,7 +58,7 @@ def fine_tune(run: FineTuning, folder: Path) -> dict[str, Any]:
         return _fine_tune(run, folder, interruption)
 
 
-def _fine_tune(run: FineTuning, folder: Path, interruption: Interruption) -> dict[str, Any]:
+def _fine_tune(run: Trial, folder: Path, interruption: Interruption) -> dict[str, Any]:
     values, model = run.values, run.model
     descent, start, sums = optimizer(values, model), 0, {}
     found = run.world.first(lambda: run.checkpoints.load("cpu"))  # others may have other disks
@@ -139,7 +139,7 @@ def _means(sums: dict[str, Tensor], count: int, world: World) -> dict[str, float
     return {kind: round(value, 6) for kind, value in zip(sums, values, strict=True)}
 
 
-def _refuse_non_finite(run: FineTuning, sums: dict[str, Tensor], done: int, lr: float) -> None:
+def _refuse_non_finite(run: Trial, sums: dict[str, Tensor], done: int, lr: float) -> None:
     """Stop all processes when the loss of one is not finite; waits for the device."""
     finite = sums["loss"].isfinite().float().reshape(1, 1)
     if bool((run.world.gather(finite) < 1).any()):
@@ -149,6 +149,6 @@ def _refuse_non_finite(run: FineTuning, sums: dict[str, Tensor], done: int, lr: 
         )
 
 
-def _say(run: FineTuning, sentence: str) -> None:
+def _say(run: Trial, sentence: str) -> None:
     for observer in run.observers:
         observer.say(sentence)

@@ -23,8 +23,16 @@ from moco.run_folder import STOPPED, at_work, difference, locked, machine, refus
 from moco.training.checkpoint import Checkpoints
 from moco.training.observer import Audience, Observer
 from moco.transfer.norm import measure_precisely
-from moco.transfer_build import Sets, Start, build_loader, build_model, check_trunk, metric_names, open_sets
-from moco.transfer_loop import FineTuning, fine_tune
+from moco.transfer_build import (
+    Sets,
+    TransferStart,
+    build_loader,
+    build_model,
+    check_trunk,
+    metric_names,
+    open_sets,
+)
+from moco.transfer_loop import Trial, fine_tune
 from moco.transfer_measure import Measured, measure, require_tools
 from moco.transfer_recipe import TransferRecipe
 from moco.transfer_start import absolute, open_start
@@ -199,7 +207,7 @@ def _write_recipe(out: Path, values: TransferRecipe, run: dict[str, Any]) -> Non
 def _trial(
     values: TransferRecipe,
     trial: int,
-    start: Start,
+    start: TransferStart,
     sets: Sets,
     out: Path,
     device: torch.device,
@@ -234,7 +242,7 @@ def _trial(
     checkpoints = Checkpoints(
         folder / "checkpoints", keep=values.keep_checkpoints, say=say, processes=world.size
     )
-    run = FineTuning(values, model, loader, checkpoints, world, seed, began, list(observers))
+    run = Trial(values, model, loader, checkpoints, world, seed, began, list(observers))
     last = fine_tune(run, folder)
     if values.precise:
         say(f"measuring batch normalisation over {values.precise} batches")
@@ -272,7 +280,7 @@ def _write_trial(folder: Path, measured: Measured, sets: Sets, result: dict[str,
 
 
 def _finish(
-    values: TransferRecipe, start: Start, out: Path, done: list[dict[str, Any]], world: World
+    values: TransferRecipe, start: TransferStart, out: Path, done: list[dict[str, Any]], world: World
 ) -> TransferResult:
     tables = tuple(one["metrics"] for one in done)
     names = [name for name in tables[0] if all(name in table for table in tables)]

@@ -12,8 +12,9 @@ from moco.export.foreign import named_tensors
 from moco.export.target import pixel_statistics
 from moco.recipe import mechanism
 from moco.transfer.loader import Pixels
-from moco.transfer_build import IMAGENET, Start
+from moco.transfer_build import IMAGENET, TransferStart
 from moco.transfer_recipe import Trunk
+from moco.words import some
 
 
 def absolute(spec: str) -> str:
@@ -26,7 +27,7 @@ def absolute(spec: str) -> str:
     return str(Path(spec).expanduser().resolve())
 
 
-def open_start(spec: str, values: Trunk) -> Start:
+def open_start(spec: str, values: Trunk) -> TransferStart:
     """A start by what stands after --init.
 
     Args:
@@ -43,10 +44,10 @@ def open_start(spec: str, values: Trunk) -> Start:
     """
     kind, _, where = spec.partition(":")
     if spec == "random":
-        return Start("random", spec, values, IMAGENET)
+        return TransferStart("random", spec, values, IMAGENET)
     if kind == "random":
         about = backbone_metadata(_backbone(where))
-        return Start("random", spec, _trunk(about, values), _pixels(about))
+        return TransferStart("random", spec, _trunk(about, values), _pixels(about))
     if kind == "supervised":
         return _supervised(spec, Path(where), values)
     path = _backbone(spec)
@@ -54,7 +55,7 @@ def open_start(spec: str, values: Trunk) -> Start:
     _require_rgb(about, path)
     own = _trunk(about, values)
     state = load_backbone(path).state_dict()
-    return Start(_row(path, about), spec, own, _pixels(about), _checked(state, own, path))
+    return TransferStart(_row(path, about), spec, own, _pixels(about), _checked(state, own, path))
 
 
 def _backbone(where: str) -> Path:
@@ -88,8 +89,8 @@ def _pixels(about: dict[str, Any]) -> Pixels:
 def _require_rgb(about: dict[str, Any], path: Path) -> None:
     if about["channels"] != 3:
         raise ValueError(
-            f"{path} takes {about['channels']} channels; detection and segmentation read images as RGB, "
-            "so the trunk must take 3"
+            f"{path} takes {some(about['channels'], 'channel')}; detection and segmentation read images as "
+            "RGB, so the trunk must take 3"
         )
 
 
@@ -109,7 +110,7 @@ def _row(path: Path, about: dict[str, Any]) -> str:
     return "MoCo"
 
 
-def _supervised(spec: str, path: Path, values: Trunk) -> Start:
+def _supervised(spec: str, path: Path, values: Trunk) -> TransferStart:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; --init supervised:FILE takes torchvision's weights")
     about, pixels = own_metadata(path), IMAGENET
@@ -119,7 +120,7 @@ def _supervised(spec: str, path: Path, values: Trunk) -> Start:
         _require_rgb(about, path)
         values, pixels = _trunk(about, values), _pixels(about)
     state = {name: tensor for name, tensor in named_tensors(path).items() if not name.startswith("fc.")}
-    return Start("supervised", spec, values, pixels, _checked(state, values, path))
+    return TransferStart("supervised", spec, values, pixels, _checked(state, values, path))
 
 
 def _checked(state: dict[str, torch.Tensor], values: Trunk, path: Path) -> dict[str, torch.Tensor]:

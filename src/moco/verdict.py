@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from moco.images import pairs
 from moco.report.few_labels import plot_few_labels
 from moco.starts import Setting, Start, other_start, trained_start, untrained_start
 from moco.supervised import Say, counterpart, planned, supervised
+from moco.words import duration, some
 
 TRAINED_REPEATS = 3
 TRAINED_LABELS = 1000  # more labels than these are not fine-tuned on repeatedly
@@ -106,14 +107,15 @@ def verdict(
     if protocol is not None:
         supervised_top1 = supervised(setting, folder, protocol, say=say)[-1]["top1"]
         as_long = protocol.epochs == counterpart(setting).epochs
-        name = "supervised, all labels" + ("" if as_long else f", {protocol.epochs} epochs")
+        name = "supervised, all labels" + ("" if as_long else f", {some(protocol.epochs, 'epoch')}")
         start = other_start(setting, str(folder), name=name)
         rows[start.name] = measure(setting, start, curve=False, **options)
     if few := [usable[n] for n in sorted(usable) if finetune and n <= TRAINED_LABELS][-TRAINED_AMOUNTS:]:
+        splits = len(few) * min(repeats, TRAINED_REPEATS)
+        told = _progress(say, "fine-tuning on few labels", 2 * splits)
         for start in ours, untrained:
-            say(f"{start.name}: fine-tuning on few labels")
             rows[start.name].trained = few_label_curve(
-                by_training(setting, start), setting.train.labels, setting.test.labels,
+                by_training(setting, start, told), setting.train.labels, setting.test.labels,
                 amounts=few, repeats=min(repeats, TRAINED_REPEATS), seed=setting.values.seed,
             )  # fmt: skip
     say("label-free diagnostics")
@@ -141,6 +143,21 @@ def _planned(setting: Setting, folder: Path) -> FineTuning:
         return planned(setting, folder)
     except FileExistsError as error:
         raise FileExistsError(f"{error}: move it away, or leave it out with --no-supervised") from None
+
+
+def _progress(say: Say, what: str, total: int) -> Callable[[], None]:
+    """Something to call after each of so many equal parts, which says how long the others will take."""
+    started, done = time.perf_counter(), 0
+    say(f"{what}: {some(total, 'time')}")
+
+    def one() -> None:
+        nonlocal done
+        done += 1
+        left = (time.perf_counter() - started) * (total / done - 1)
+        if done < total:
+            say(f"{what}: {done} of {total}, about {duration(left)} left")
+
+    return one
 
 
 def measure(setting: Setting, start: Start, *, curve: bool = True, **options: Any) -> Row:

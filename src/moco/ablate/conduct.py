@@ -25,6 +25,7 @@ from moco.recipe import Recipe
 from moco.report.studies import plot_study
 from moco.studies import STUDIES, Cell, Study
 from moco.training.journal import read
+from moco.words import some
 
 PARAMETERS = "parameters, millions"
 """The axis label on which a cell stands at the size of its trunk."""
@@ -145,8 +146,8 @@ def _opening(plan: Plan, images: Data, board: Board, timed: bool) -> str:
     left = sum(not job.settled for job in plan.jobs)
     about = f", about {clock(board.left())} with {board.slots} at a time" if timed and left else ""
     return (
-        f"{plan.study.name}: {len(plan.study.recipes())} cells x {len(plan.seeds)} seeds on "
-        f"{images.train.name}, {left} of {len(plan.jobs)} runs to do{about}"
+        f"{plan.study.name}: {some(len(plan.study.recipes()), 'cell')} x {some(len(plan.seeds), 'seed')} on "
+        f"{images.train.name}, {left} of {some(len(plan.jobs), 'run')} to do{about}"
     )
 
 

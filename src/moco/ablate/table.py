@@ -12,6 +12,7 @@ from typing import Any
 from moco.ablate.plan import Job, Plan
 from moco.evaluate.fewlabel import interval
 from moco.files import write_atomically
+from moco.words import some
 
 COLUMNS = {
     "knn_trunk": "kNN, trunk",
@@ -145,7 +146,7 @@ def markdown(table: dict[str, Any]) -> str:
         note += " with its 95 % interval"
     lines.append(note + ("; " + ", ".join(told) if told else "") + ".")
     if table["open"]:
-        lines.append("1 run is open." if table["open"] == 1 else f"{table['open']} runs are open.")
+        lines.append(f"{some(table['open'], 'run')} open.")
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ import tyro
 
 from moco.cli.show import FLAGS
 from moco.studies import BASES, STUDIES
+from moco.words import some
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Ablate:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each cell is run with each."""
     images: int | None = None
-    """Train on so many images, drawn once by a fixed key and kept in the study's folder."""
+    """Train on so many images, drawn once by a fixed key and kept in the study's folder; of arrays and CIFAR
+    only, not of folders of files."""
     test_images: int | None = None
     """Classify so many test images, drawn likewise."""
     jobs: int = 1
@@ -114,8 +116,7 @@ def run(words: list[str]) -> int:
     if call.row is not None:
         write_row(call.row, table, call.out, command=_command(words), source=call.data)
     if table["open"]:
-        left = "1 run is" if table["open"] == 1 else f"{table['open']} runs are"
-        print(f"{left} left; the same command goes on", file=sys.stderr)
+        print(f"{some(table['open'], 'run')} left; the same command goes on", file=sys.stderr)
     if call.json:
         print(json.dumps(table))
     else:

@@ -12,6 +12,7 @@ import tyro
 from moco.cli.show import FLAGS, Images
 from moco.data.reading import Reading
 from moco.recipes import get
+from moco.words import some
 
 _SHOWN = 3  # names per line
 
@@ -107,7 +108,7 @@ def _progress(done: int, images: int) -> None:
 def _print(result: dict[str, Any]) -> None:
     print(
         f"{result['data']}: {result['images']:,} images, {result['readable']:,} readable, "
-        f"{result['channels']} channels of {result['depth']}"
+        f"{some(result['channels'], 'channel')} of {result['depth']}"
     )
     reasons: dict[str, list[str]] = {}
     for name, reason in result["unreadable"].items():

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from moco.cli.show import FLAGS
+from moco.words import some
 
 MOST_SKIPPED = 0.01  # share of the files that may be unreadable before the exit code says so
 
@@ -99,7 +100,7 @@ def run(words: list[str]) -> int:
         print(json.dumps(dataclasses.asdict(packed) | {"left": len(left)}))
     else:
         print(
-            f"{call.out}: {packed.images:,} images in {packed.shards:,} shards, "
+            f"{call.out}: {some(packed.images, 'image')} in {some(packed.shards, 'shard')}, "
             f"{packed.bytes / 1e6:,.1f} MB, {len(packed.skipped):,} skipped; "
             f"moco pretrain RECIPE --data {call.out}"
         )

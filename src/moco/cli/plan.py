@@ -11,6 +11,7 @@ import tyro
 
 from moco.cli.show import FLAGS, Images
 from moco.data.reading import Reading
+from moco.words import duration, some
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def run(words: list[str]) -> int:
     call = tyro.cli(PlanCall, args=words, prog="moco plan", config=FLAGS)
     budget = parse_budget(call.budget) if call.budget is not None else None
     from moco.device import choose_device
-    from moco.plan import duration, plan
+    from moco.plan import plan
 
     device = choose_device(call.device)
     found = plan(call.data, device, budget=budget, reading=call.reading, workers=call.workers)
@@ -51,8 +52,8 @@ def run(words: list[str]) -> int:
         return 0
     look = found.look
     print(
-        f"{look.images:,} images of {look.channels} channels, short side about {look.short_side} pixels, "
-        f"{100 * look.grey:.0f} % grey\n"
+        f"{some(look.images, 'image')} of {some(look.channels, 'channel')}, "
+        f"short side about {look.short_side} pixels, {100 * look.grey:.0f} % grey\n"
     )
     width = max(len(f"{a.name} {a.value}") for a in found.advice)
     for a in found.advice:

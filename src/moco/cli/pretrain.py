@@ -14,6 +14,7 @@ from moco.cli.show import FLAGS, RunFolder, print_table
 from moco.recipe import Recipe, trained_by
 from moco.recipe_file import read
 from moco.recipes import RECIPES, get
+from moco.words import some
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return
-    steps = f"{result.steps:,} step{'s' if result.steps > 1 else ''}"
+    steps = some(result.steps, "step")
     print(f"{steps}, loss {result.loss:.3f}, pretext accuracy {100 * result.accuracy:.1f} %; "
           f"this call took {result.seconds:.0f} s")  # fmt: skip
     if result.knn:

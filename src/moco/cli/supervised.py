@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from moco.cli.show import FLAGS, RunFolder
+from moco.words import some
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def run(words: list[str]) -> int:
         print(json.dumps({"out": str(out), **rows[-1]}))
     else:
         print(
-            f"supervised, {protocol.epochs} epochs: top-1 {rows[-1]['top1']:.2f} %; "
+            f"supervised, {some(protocol.epochs, 'epoch')}: top-1 {rows[-1]['top1']:.2f} %; "
             f"{out}/backbone.safetensors"
         )
     return 0

@@ -12,6 +12,7 @@ import tyro
 from moco.cli.show import FLAGS, RunFolder, RunFolders
 from moco.recipes.transfer import TRANSFER_RECIPES, get_transfer
 from moco.transfer_recipe import TransferRecipe
+from moco.words import some
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _report(result: Any, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(dataclasses.asdict(result)))
         return
-    print(f"{result.task} from {result.row}: {len(result.trials)} trials, {result.seconds:.0f} s")
+    print(f"{result.task} from {result.row}: {some(len(result.trials), 'trial')}, {result.seconds:.0f} s")
     for name, value in result.mean.items():
         spread = f" ± {result.std[name]:.1f}" if name in result.std else ""
         print(f"  {name:32}{value:7.1f}{spread}")

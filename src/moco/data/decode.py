@@ -25,6 +25,7 @@ from moco.data.memory import need, stored_pixel
 from moco.data.reading import Reading
 from moco.data.tiles import assemble, from_array
 from moco.data.unreadable import Unreadable
+from moco.words import some
 
 # remarks on metadata, which nothing here depends on
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -103,7 +104,7 @@ def check(content: bytes, name: str, reading: Reading) -> Header:
     if size * max(1, header.channels / 4) > reading.max_pixels:
         raise Unreadable(
             name,
-            f"{header.width} x {header.height} pixels of {header.channels} channels, more than "
+            f"{header.width} x {header.height} pixels of {some(header.channels, 'channel')}, more than "
             f"reading.max_pixels = {reading.max_pixels:,}",
         )
     return header
@@ -202,7 +203,7 @@ def _library(name: str, header: Header) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         raise ValueError(
-            f"{header.format} with {header.channels} channels of {header.depth} bits needs {name}: "
+            f"{header.format} with {some(header.channels, 'channel')} of {header.depth} bits needs {name}: "
             "pip install 'momentum-contrast[deep]'"
         ) from None
 

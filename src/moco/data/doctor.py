@@ -19,6 +19,7 @@ from moco.data.scan import EXTENSIONS, OURS
 from moco.data.source import Source
 from moco.data.statistics import Sums, sums
 from moco.data.unreadable import Unreadable
+from moco.words import some
 
 NEAR_LIMIT = 60_000  # images among which near duplicates are sought
 TINY, EXTREME = 16, 10.0  # pixels of the shorter side; longer side over shorter
@@ -135,7 +136,7 @@ def report(
         if against.channels == source.channels:
             result["leakage"] |= _copies(seen, others, source.channels)
         else:
-            result["leakage"]["not compared"] = f"they have {against.channels} channels"
+            result["leakage"]["not compared"] = f"they have {some(against.channels, 'channel')}"
     return result
 
 

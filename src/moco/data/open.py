@@ -14,6 +14,7 @@ from moco.data.reading import Reading
 from moco.data.shard_table import has_shards, tar_files
 from moco.data.shards import ShardSource
 from moco.data.source import ArraySource, DatasetSource, Source
+from moco.words import some
 
 EMBEDDED = ("procedural", "digits")
 PROCEDURAL_IMAGES = {"train": 6000, "test": 2000}
@@ -105,8 +106,8 @@ def _refuse_other_form(source: ArraySource, reading: Reading) -> None:
         )
     if reading.channels not in (None, source.channels):
         raise ValueError(
-            f"{source.name} has images of {source.channels} channels where {reading.channels} are asked for "
-            "(reading.channels); only files are converted: save an array of as many"
+            f"{source.name} has images of {some(source.channels, 'channel')} where {reading.channels} are "
+            "asked for (reading.channels); only files are converted: save an array of as many"
         )
 
 

@@ -15,6 +15,7 @@ from moco.data.form import FULL
 from moco.data.source import Source
 from moco.data.tiles import TILE, tiles
 from moco.data.unreadable import Unreadable
+from moco.words import some
 
 _DEPTHS = (10, 12, 14, 16)  # bits that cameras and scanners put into 16
 
@@ -43,8 +44,8 @@ def fitted(views: Augmentation, source: Source) -> Augmentation:
         views = replace(views, mean=None, std=None)  # those of photographs say nothing of these
     if views.mean is not None and len(views.mean) != source.channels:
         raise ValueError(
-            f"views.mean has {len(views.mean)} values but {source.name} has images of {source.channels} "
-            "channels; measure it with --views.mean None --views.std None"
+            f"views.mean has {some(len(views.mean), 'value')} but {source.name} has images of "
+            f"{some(source.channels, 'channel')}; measure it with --views.mean None --views.std None"
         )
     _check_range(views.range, source)
     if views.mean is not None and source.dtype == torch.uint8:

@@ -11,6 +11,7 @@ from torch import Tensor
 from moco.data.form import FULL, Form
 from moco.data.reading import Reading
 from moco.data.unreadable import Unreadable
+from moco.words import some
 
 TILE = 1 << 18  # pixels
 _KINDS = {torch.uint8: np.uint8, torch.uint16: np.uint16, torch.float32: np.float32}
@@ -110,7 +111,7 @@ def _channels(array: np.ndarray, form: Form, name: str) -> np.ndarray:
     if array.shape[2] == 3 and form.channels == 1:
         grey = array @ np.array([0.2989, 0.587, 0.114], dtype=np.float32)
         return (grey if array.dtype == np.float32 else (grey + 0.5).astype(array.dtype))[..., None]
-    raise Unreadable(name, f"it has {array.shape[2]} channels where the set has {form.channels}")
+    raise Unreadable(name, f"it has {some(array.shape[2], 'channel')} where the set has {form.channels}")
 
 
 def _depth(array: np.ndarray, form: Form, name: str) -> np.ndarray:

@@ -7,6 +7,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from moco.words import some
+
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 12, 34
 POINTS = 400  # of one line; more cannot be told apart
@@ -60,7 +62,7 @@ class Chart:
         parts = []
         for line in self.lines:
             first, last = line.points[0], line.points[-1]
-            parts.append(f"{line.name} from {first[1]:.4g} to {last[1]:.4g} over {epochs(last[0])}")
+            parts.append(f"{line.name} from {first[1]:.4g} to {last[1]:.4g} over {some(last[0], 'epoch')}")
         parts += [f"{what} at {value:.4g}" for what, value in self.levels]
         return f"{self.name} ({self.unit}): {'; '.join(parts)}"
 
@@ -143,11 +145,6 @@ def number(value: float) -> str:
     if value and (abs(value) >= 100_000 or abs(value) < 0.001):
         return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
     return f"{value:,.6g}"
-
-
-def epochs(count: float) -> str:
-    """So many epochs, in words."""
-    return "1 epoch" if count == 1 else f"{count:.4g} epochs"
 
 
 def _text(kind: str, x: float, y: float, words: str, anchor: str) -> str:

@@ -11,10 +11,10 @@ from moco import recipe_file
 from moco.files import write_atomically
 from moco.recipe import trained_by
 from moco.report.atlas import Atlas, build_atlas
-from moco.report.charts import epochs
 from moco.report.command import command
 from moco.report.facts import RunFacts, charts, read_facts
 from moco.weights import describe, images_if_any, images_of, open_weights
+from moco.words import some
 
 QUERIES = 8  # images whose neighbours are shown
 
@@ -145,7 +145,7 @@ def _sentence(run: RunFacts) -> str:
     if measured := run.column("knn_trunk"):
         (epoch, value), k = measured[-1], run.values.monitor.k
         return (
-            f"{ended}After {epochs(epoch)}, a vote of the nearest neighbours (at most {k}) names the "
+            f"{ended}After {some(epoch, 'epoch')}, a vote of the nearest neighbours (at most {k}) names the "
             f"class of {value:.1f} % of the images."
         )
     others = run.interpreter.negatives
@@ -167,10 +167,12 @@ def _tiles(run: RunFacts) -> list[tuple[str, str, str]]:
         if column := run.column(name):
             what = {"retrieval": "two-view retrieval", "rankme": "RankMe"}[name]
             tiles.append((what, f"{column[-1][1]:.1f}{unit}", f"{column[0][1]:.1f}{unit} at first"))
-    tiles.append(("images", f"{run.run['images']:,}", f"{epochs(last['epoch'])}, {last['step']:,} steps"))
+    tiles.append(
+        ("images", f"{run.run['images']:,}", f"{some(last['epoch'], 'epoch')}, {last['step']:,} steps")
+    )
     if (speed := run.speed()) is not None:
         many = run.run["threads"]
-        threads = f", {many} thread{'s' if many > 1 else ''}" if run.run["device"] == "cpu" else ""
+        threads = f", {some(many, 'thread')}" if run.run["device"] == "cpu" else ""
         took = f"; the last call took {_duration(run.result['seconds'])}" if run.result else ""
         tiles.append(("speed", f"{speed:,.0f}/s", f"images, {run.run['device']}{threads}{took}"))
     return tiles

@@ -13,6 +13,7 @@ from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from moco.files import write_atomically
 from moco.studies import Published, Study
+from moco.words import some
 
 _COLOURS = ("#2563a8", "#c8641b", "#2f855a", "#8b4fa0", "#b0303c", "#5f6b7a", "#a8871b", "#1b8a94")
 _GREY = "#8a8f98"
@@ -67,7 +68,7 @@ def plot_study(
     _ours(ours, study, table, colours)
     for published in same:
         _published(ours, published, study, colours, hollow=True)
-    seeds = f"{len(table['seeds'])} seed{'s' if len(table['seeds']) > 1 else ''}"
+    seeds = some(len(table["seeds"]), "seed")
     _label(
         ours, f"ours: {Path(data).name}, {images:,} images, {seeds}", _name(study.metric), study.axis.label
     )

@@ -40,7 +40,7 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageList:
     """Normalised images of different sizes in one tensor, padded with zeros at the right and below."""
 
     pixels: Float[Tensor, "N channels height width"]
@@ -48,25 +48,25 @@ class Images:
     """Height and width of each before padding."""
 
     @staticmethod
-    def stack(images: Sequence[Tensor], divisor: int = 1) -> "Images":
+    def stack(images: Sequence[Tensor], divisor: int = 1) -> "ImageList":
         """Pad images (channels, height, width) to the size of the largest, a multiple of the divisor."""
         sizes = tuple((image.shape[1], image.shape[2]) for image in images)
         height, width = (-(-max(extent) // divisor) * divisor for extent in zip(*sizes, strict=True))
         pixels = images[0].new_zeros(len(images), images[0].shape[0], height, width)
         for row, image in zip(pixels, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image
-        return Images(pixels, sizes)
+        return ImageList(pixels, sizes)
 
-    def to(self, device: torch.device) -> "Images":
+    def to(self, device: torch.device) -> "ImageList":
         """The same on a device."""
-        return Images(self.pixels.to(device), self.sizes)
+        return ImageList(self.pixels.to(device), self.sizes)
 
 
 @dataclass(frozen=True)
 class DetectionBatch:
     """A step's images, their objects, and the seeds of what is drawn for each image inside the network."""
 
-    images: Images
+    images: ImageList
     targets: tuple[Targets, ...]
     seeds: tuple[int, ...]
 
@@ -85,7 +85,7 @@ class DetectionBatch:
 class SegmentationBatch:
     """A step's crops and a class number for each of their pixels; 255 counts nowhere."""
 
-    images: Images
+    images: ImageList
     labels: Int[Tensor, "N height width"]
 
     def to(self, device: torch.device) -> "SegmentationBatch":

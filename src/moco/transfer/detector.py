@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moco.transfer import boxes as B
-from moco.transfer.batch import DetectionBatch, Images
+from moco.transfer.batch import DetectionBatch, ImageList
 from moco.transfer.example import Detections
 from moco.transfer.norm import new_norm
 from moco.transfer.proposals import Counts, ProposalNetwork
@@ -47,7 +47,7 @@ class Detector(nn.Module):
         return losses | self.regions.losses(features, proposals, batch.targets, draws)
 
     @torch.no_grad()
-    def detect(self, images: Images, originals: Sequence[tuple[int, int]]) -> list[Detections]:
+    def detect(self, images: ImageList, originals: Sequence[tuple[int, int]]) -> list[Detections]:
         """Detections in evaluation mode, in pixels of files of these heights and widths."""
         features = self.backbone(images.pixels)
         anchors, logits, moves = self.proposals(features)

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from moco import chance
-from moco.transfer.batch import DetectionBatch, Images, SegmentationBatch, Targets
+from moco.transfer.batch import DetectionBatch, ImageList, SegmentationBatch, Targets
 from moco.transfer.example import Example, Examples
 from moco.transfer.order import Order
 from moco.transfer.transforms import (
@@ -146,7 +146,7 @@ def detection_loader(
 
     def collate(samples: list[tuple[Tensor, Targets, int]]) -> DetectionBatch:
         images, targets, seeds = zip(*samples, strict=True)
-        return DetectionBatch(Images.stack(images, divisor), targets, seeds)
+        return DetectionBatch(ImageList.stack(images, divisor), targets, seeds)
 
     return Loader(order, make, collate, **options)
 
@@ -169,17 +169,17 @@ def segmentation_loader(
 
     def collate(samples: list[tuple[Tensor, Tensor]]) -> SegmentationBatch:
         images, labels = zip(*samples, strict=True)
-        return SegmentationBatch(Images.stack(images), torch.stack(labels))
+        return SegmentationBatch(ImageList.stack(images), torch.stack(labels))
 
     return Loader(order, make, collate, **options)
 
 
 def evaluation_images(
     examples: Examples, decode: Decode, pixels: Pixels, sizes: Sizes | None, divisor: int = 1
-) -> Iterator[tuple[Example, Images]]:
+) -> Iterator[tuple[Example, ImageList]]:
     """Every image of a split, one at a time, at its test size; None leaves the size as it is."""
     for example in examples.examples:
         image = checked(decode, example)
         if sizes is not None:
             image = resized(image, *sizes.of(example.height, example.width, 0.0))
-        yield example, Images.stack([pixels.normalise(image)], divisor)
+        yield example, ImageList.stack([pixels.normalise(image)], divisor)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from moco.transfer.batch import Images, SegmentationBatch
+from moco.transfer.batch import ImageList, SegmentationBatch
 from moco.transfer.example import IGNORED_PIXEL
 from moco.transfer.trunks import Stages, convolution_and_norm, dilate, require_residual
 from moco.world import World
@@ -59,7 +59,7 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def classes_of(
-        self, images: Images, originals: Sequence[tuple[int, int]]
+        self, images: ImageList, originals: Sequence[tuple[int, int]]
     ) -> list[Int[Tensor, "height width"]]:
         """The class of every pixel, at the size of the files."""
         results = []
