@@ -2,9 +2,10 @@
 
     python benchmarks/gpu_campaign.py --data CIFAR10 --minutes 9 [--out runs/gpu] [--keep FOLDER] [--list]
 
-Each entry is a study (`moco ablate`), most of the released CIFAR-10 demo's recipe. Where there is a GPU,
-its tests come first (`rows/gpu-tests.xml`), then values and times of the fused kernels (`rows/kernels.json`)
-and of whole steps in every form (`rows/gpu_step.json`). A call works through the entries
+Where there is a GPU, its tests come first (`rows/gpu-tests.xml`), then values and times of the fused kernels
+(`rows/kernels.json`) and of whole steps in every form (`rows/gpu_step.json`); then whole runs of `cifar` and
+`cifar-fast`, alone, in the form that those steps make the soonest done (`rows/time-RECIPE.toml`). Each entry
+after that is a study (`moco ablate`), most of the released CIFAR-10 demo's recipe. A call works through all
 in order and stops in time: cells in progress resume from their last checkpoint in the next call,
 finished ones are kept. After every entry, and at the end, `rows/NAME.toml`, the table and the figure of each
 entry begun are written. With --keep all that is needed to go on elsewhere is copied to a folder: copy it
@@ -23,6 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from moco.recipes import get
 from moco.training.interruption import EXIT_CODE
 
 _RESERVE = 40.0  # seconds of a call kept for tables, figures and copies
@@ -51,11 +53,6 @@ ENTRIES = (
         "cifar-symmetric-1",
         ("symmetric", "--base", "cifar", "--seeds", "0"),
         "the released demo: 82.6 (200 epochs), 85.3 (symmetric), 86.3 (400 epochs); its log's early curve",
-    ),
-    Entry(
-        "cifar-fast",
-        (str(Path(__file__).with_name("cifar_fast.py")), "--base", "cifar-fast", "--seeds", "0", "1", "2"),
-        "82.6 in less time than the released demo's recipe",
     ),
     Entry(
         "cifar-momentum",
@@ -110,11 +107,51 @@ ENTRIES = (
 )
 
 
+WHOLE = (("cifar", ("0",)), ("cifar-fast", ("0", "1", "2")))
+"""Recipes whose wall time to 82.6 % kNN is asked for, and seeds."""
+
+
+def soonest(steps: Path, recipe: str) -> str:
+    """The flags of the form in which a recipe's run ends first, by what `gpu_step.py` measured of `cifar`."""
+    found = json.loads(steps.read_text()) if steps.exists() else {}
+    values = get(recipe)
+    assert values.epochs is not None
+    images = values.epochs * 50_000
+    seconds = {
+        name: row["first_steps_s"] + images / row["images_per_second"]
+        for name, row in found.items()
+        if name.startswith("cifar: ") and "failed" not in row
+    }
+    if not seconds:
+        return ""
+    kernels, mode = min(seconds, key=seconds.__getitem__).removeprefix("cifar: ").split(", compile ")
+    return f"--kernels {kernels} --compile {mode}"
+
+
+def whole(call: argparse.Namespace, end: float) -> None:
+    """Whole runs, each alone on the device, until `end`; those that are done are not run again."""
+    rows = call.out / "rows"
+    for recipe, seeds in WHOLE:
+        left = (end - time.monotonic()) / 60
+        if left < 0.01:
+            return
+        flags = "--epochs 1" if call.toy else f"{soonest(rows / 'gpu_step.json', recipe)} --monitor.every 10"
+        words = [
+            *(str(Path(__file__).with_name("whole_runs.py")), "demo" if call.toy else recipe),
+            *("--data", "procedural" if call.toy else call.data, "--out", str(call.out / f"time-{recipe}")),
+            *("--row", str(rows / f"time-{recipe}.toml"), "--minutes", f"{left:.3f}"),
+            *(f"--flags={flags.strip()}", "--seeds", *(seeds[:1] if call.toy else seeds)),
+        ]
+        code = subprocess.run([sys.executable, *words], check=False).returncode
+        if code not in (0, EXIT_CODE):
+            print(f"{recipe}: exit code {code}", flush=True)
+
+
 def run(entry: Entry, call: argparse.Namespace, minutes: float) -> int:
     """One call of an entry's study; returns how many runs are left of it."""
     folder = call.out / entry.name
     toy = [*_TOY, *entry.toy, "--images", "1100", "--test-images", "200"] if call.toy else []
-    asked = ["cores" if call.toy and word in ("cifar", "cifar-fast") else word for word in entry.words]
+    asked = ["cores" if call.toy and word == "cifar" else word for word in entry.words]
     words = [
         *(sys.executable, "-m", "moco", "ablate", *asked, "--data", call.data, "--out", str(folder)),
         *("--row", str(call.out / "rows" / f"{entry.name}.toml"), "--jobs", str(call.jobs)),
@@ -200,6 +237,7 @@ def main() -> None:
     left: dict[str, int] = {}
     if not call.only:
         first(call.out, end)
+        whole(call, end)
     for entry in ENTRIES:
         if call.only and entry.name not in call.only:
             continue
