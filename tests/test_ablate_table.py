@@ -102,7 +102,7 @@ def test_estimates_name_every_open_job(data, calm, tmp_path):  # noqa: F811
     assert all(value > 6 for value in seconds.values())
     assert survey(Plan(toy(), data, (0, 1), calm), images, torch.device("cpu")) == {}
     said = forecast(toy(), data=data, out=tmp_path / "new", seeds=(0,), machine=HERE)
-    assert "2 cells x 1 seeds" in said
+    assert "2 cells x 1 seed on " in said
     assert "t-0.5: " in said
     assert not (tmp_path / "new").exists()
 

@@ -102,7 +102,7 @@ def test_resizing_keeps_grey_and_leaves_what_it_would_spoil(tmp_path, capsys):
     shown = capsys.readouterr()
     assert ended.value.code == 0
     assert "6 larger images were left as they are" in shown.err
-    assert "8 images in 1 shards" in shown.out
+    assert "8 images in 1 shard," in shown.out
     with pytest.raises(SystemExit):
         main([*words, str(tmp_path / "again"), "--json"])
     assert json.loads(capsys.readouterr().out)["left"] == 6

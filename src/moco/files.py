@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.replace(path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk the system says no name
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk has none
             error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
