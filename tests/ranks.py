@@ -18,6 +18,7 @@ from moco.batch import Batch
 from moco.dictionary import InBatch, MemoryBank, MomentumQueue
 from moco.keys import MomentumKeys, QueryKeys, TiedKeys
 from moco.loss import NCE, info_nce, margin
+from moco.norm import synchronise
 from moco.processes import joined
 from moco.training.step import step
 from moco.training.trainer import Run
@@ -38,6 +39,7 @@ CASES = {
     "nce": {"loss": "nce"},
     "margin": {"loss": "margin"},
     "in parts": {"accumulate": 2, "most": 2},
+    "v3": {"v3": True, "dictionary": "in-batch", "symmetric": True, "lr": 0.01},
 }
 """Mechanisms and losses; `most` is the largest number of processes whose shares hold whole parts."""
 
@@ -58,9 +60,14 @@ def share(batch: Batch, world: World) -> Batch:
 
 def train(world: World, *, dtype=torch.float64, regroup=0, **case) -> dict:
     """A few steps of a case: losses and measures of each, weights and dictionary at the end."""
-    f_q = tiny_encoder(dtype=dtype, arch=case.get("arch", "resnet10"))
+    v3 = case.get("v3", False)  # batch normalisation over the whole batch, which has nothing to shuffle
+    f_q = tiny_encoder(dtype=dtype, arch=case.get("arch", "resnet10"), v3=v3, bn_group=None if v3 else 4)
     size, masked = case.get("size", 50), case.get("mask_own", False)
-    keys = {"momentum": lambda: MomentumKeys(f_q, 0.9), "tied": lambda: TiedKeys(f_q), "query": QueryKeys}
+    keys = {
+        "momentum": lambda: MomentumKeys(f_q, 0.9, shuffle=not v3),
+        "tied": lambda: TiedKeys(f_q),
+        "query": QueryKeys,
+    }
     dictionaries = {
         "queue": lambda: MomentumQueue(size, 8, mask_own=masked),
         "in-batch": InBatch,
@@ -79,7 +86,9 @@ def train(world: World, *, dtype=torch.float64, regroup=0, **case) -> dict:
         optimizer=torch.optim.SGD(f_q.parameters(), case.get("lr", 0.05), momentum=0.9, weight_decay=1e-4),
         symmetric=case.get("symmetric", False),
         accumulate=case.get("accumulate", 1),
+        loss_weight=1.0,
     )
+    synchronise((f_q, run.keys), world)
     measured, left_out = [], []
     for s in range(case.get("steps", 4)):
         world.enter(s)

@@ -13,11 +13,11 @@ ROOT = Path(moco.__file__).parent
 FLOORS = {
     "loss": 0, "world": 0, "processes": 0, "chance": 0, "batch": 0, "norm": 0, "kernels": 0,
     "heap": 0, "channels": 0, "processor": 0, "device": 0, "cluster": 0, "files": 0, "words": 0,
-    "resnet": 1, "encoder": 1, "keys": 1, "dictionary": 1,
+    "resnet": 1, "vit": 1, "encoder": 1, "keys": 1, "dictionary": 1,
     "data": 2, "training": 2, "evaluate": 2, "export": 2,
     "transfer": 2, "transfer_recipe": 3, "transfer_build": 3, "transfer_start": 3, "transfer_measure": 3,
     "transfer_loop": 4, "transfer_run": 4,
-    "recipe": 3, "recipe_file": 3, "recipes": 3, "studies": 3, "build": 3, "images": 3,
+    "recipe": 3, "recipe_file": 3, "recipes": 3, "studies": 3, "build": 3, "descent": 3, "images": 3,
     "launch": 4, "finish": 4, "starts": 4, "assess": 4, "verdict": 4, "supervised": 4, "run_folder": 4,
     "report": 4, "console": 4, "tensorboard": 4, "cli": 4, "ablate": 4,
     "weights": 4, "embeddings": 4, "embedding_files": 4, "fit": 4, "loggers": 4, "plan": 4,

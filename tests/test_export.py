@@ -33,6 +33,8 @@ NEEDS = {"timm": "timm", "huggingface": "transformers", "onnx": "onnxruntime", "
         ("timm", about("resnet10", channels=2)),
         ("timm", about("resnet18", stem="small")),
         ("timm", about("timm/resnet10t")),
+        ("timm", about("timm/vit_tiny_patch16_224,img_size=40,patch_size=8,num_heads=4")),
+        ("torchvision", about("torchvision/mobilenet_v3_small,reduced_tail=True")),
         ("timm", about("resnet10", width=16, stem="small2")),
         ("timm", about("resnet18", width=24, stem="small", channels=2)),
         ("timm", about("resnet50", width=8)),

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moco import load_backbone
-from moco.encoder import head
+from moco.encoder import head, trunk
 from moco.export.backbone import backbone_metadata
 from moco.export.target import export_backbone
 from moco.export.targets import TARGETS
@@ -94,6 +94,29 @@ def test_the_released_head_comes_along(kind, tmp_path):
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(weights.encoder(x), nn.functional.normalize(top(net(x)), dim=1))
     assert "resnet10, width 8 of MoCo" in repr(weights)
+
+
+def test_v3s_transformers_come_with_their_twelve_heads(tmp_path):
+    pytest.importorskip("timm")
+    net, _ = trunk("timm/vit_small_patch16_224,num_heads=12")
+    for p in net.parameters():  # initial values are small enough to hide how many heads there are
+        nn.init.normal_(p, std=0.1)
+    state = {f"module.base_encoder.{k}": v for k, v in net.state_dict().items()}
+    state |= {
+        "module.base_encoder.head.0.weight": torch.zeros(4, 384),
+        "module.predictor.0.weight": torch.zeros(4, 4),
+    }
+    state |= {f"module.momentum_encoder.{k}": torch.zeros_like(v) for k, v in net.state_dict().items()}
+    torch.save({"arch": "vit_small", "state_dict": state}, tmp_path / "vit-s-300ep.pth.tar")
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(load_backbone(tmp_path / "vit-s-300ep.pth.tar")(x), net.eval()(x))
+    facts = backbone_metadata(tmp_path / "vit-s-300ep.pth.tar")
+    assert (facts["size"], facts["origin"]) == (224, "MoCo v3")
+    state["module.base_encoder.pos_embed"] = torch.zeros(1, 5, 384)
+    torch.save({"state_dict": state}, tmp_path / "other.pth.tar")
+    with pytest.raises(ValueError, match="patches of 16 pixels at 32, which is none of v3's"):
+        load_backbone(tmp_path / "other.pth.tar")
 
 
 def test_solo_learns_stem_keeps_its_two_pixels_of_padding(tmp_path):

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from moco import kernels, loss
 from moco.build import build, resolve
-from moco.data.augmentation import SMALL, V1, V2
+from moco.data.augmentation import SMALL, V1, V2, V3
 from moco.data.fused import FusedViews
 from moco.data.loader import Loader
 from moco.data.source import ArraySource
@@ -91,13 +91,14 @@ def test_loss_of_keys_that_learn_is_torchs(unit):
         fused_loss.info_nce(q, entries, 0.0)
 
 
-def mixed(p):
-    """Whether some of the views are mirrored, changed in colour, grey or blurred, and some are not."""
+def mixed(p, settings):
+    """Whether some of the views are mirrored, changed in colour, grey, blurred or solarized, and some not."""
     chosen = (
         p.flip,
         p.grayscale,
         *([] if p.jitter.all() else [p.jitter]),
         *([p.blur] if p.blur.any() else []),
+        *([p.solarize] if settings.second_solarize_probability else []),
     )
     return all(0 < c.sum() < len(c) for c in chosen)
 
@@ -109,8 +110,10 @@ def mixed(p):
         (dataclasses.replace(V1, size=12), (30, 41), 4096),
         (dataclasses.replace(V2, size=15), (17, 19), 4096),
         (dataclasses.replace(V2, size=12), (20, 31), 128),
+        (dataclasses.replace(V3, size=12, second_blur_probability=0.5), (20, 31), 4096),
+        (dataclasses.replace(V3, size=12, second_blur_probability=0.5), (20, 31), 128),
     ],
-    ids=["small", "v1", "v2", "v2 in tiles"],
+    ids=["small", "v1", "v2", "v2 in tiles", "v3", "v3 in tiles"],
 )
 def test_views_equal_torchs_from_the_same_parameters(monkeypatch, settings, shape, whole):
     monkeypatch.setattr(fused_views, "_WHOLE", whole)
@@ -118,7 +121,9 @@ def test_views_equal_torchs_from_the_same_parameters(monkeypatch, settings, shap
     views, generator = Views(settings), torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (30, 3, *shape), dtype=torch.uint8, generator=generator)
     index = torch.randperm(30, generator=generator)[:4]
-    parameters = next(p for p in (views.draw(3, e, index.numpy(), 1) for e in range(999)) if mixed(p))
+    parameters = next(
+        p for p in (views.draw(3, e, index.numpy(), 1) for e in range(999)) if mixed(p, settings)
+    )
     expected = views.photometry(views.geometry(views.unit(pixels[index]), parameters), parameters)
     found = FusedViews(views).of_pixels(pixels.to(DEVICE), index.to(DEVICE), parameters)
     torch.testing.assert_close(found.cpu(), expected, atol=2e-5, rtol=0)

@@ -28,6 +28,8 @@ def test_every_recipe_survives_its_file(name, tmp_path):
         {"keys": recipe.QueryKeys(), "dictionary": recipe.MemoryBank(size=9)},
         {"loss": recipe.Margin(0.3)},
         {"loss": recipe.NCE()},
+        {"optimizer": recipe.LARS()},
+        {"optimizer": recipe.AdamW(betas=(0.9, 0.95))},
         {"schedule": recipe.Exponential()},
         {
             "encoder": dataclasses.replace(tiny_recipe().encoder, bn_group=None),
@@ -53,6 +55,12 @@ def test_recipes_are_the_papers():
     assert (cifar.batch, cifar.encoder.bn_group, cifar.dictionary.size) == (512, 64, 4096)
     assert (cifar.keys.momentum, cifar.loss.temperature, cifar.optimizer.weight_decay) == (0.99, 0.1, 5e-4)
     assert cifar.views.scale == (0.08, 1.0)
+    v3 = RECIPES["v3"]()
+    assert (v3.batch, v3.epochs, v3.optimizer.lr, v3.optimizer.weight_decay) == (4096, 100, 0.6, 1e-6)
+    assert (v3.encoder.hidden, v3.encoder.dim, v3.encoder.bn_group) == (4096, 256, None)
+    assert (v3.keys.momentum, v3.loss.temperature, v3.schedule.warmup) == (0.99, 1.0, 10)
+    assert (v3.views.blur_probability, v3.views.second_blur_probability) == (1.0, 0.1)
+    assert (v3.views.saturation, v3.views.second_solarize_probability) == (0.2, 0.2)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from moco import recipe
-from moco.build import build_interpreter, learning_rate
+from moco.build import build_interpreter
+from moco.descent import learning_rate
 from moco.recipes import RECIPES
 from moco.training import schedule
 from tiny import tiny_recipe

@@ -45,6 +45,7 @@ def make(
         optimizer=torch.optim.SGD(f_q.parameters(), lr, momentum=0.9, weight_decay=1e-4),
         symmetric=symmetric,
         accumulate=accumulate,
+        loss_weight=1.0,
     )
 
 

@@ -22,7 +22,12 @@ REFUSED = {
     ("symmetric", "cifar-symmetric"): "needs a base with epochs and symmetric off",
     ("mechanisms", "cifar-fast"): "symmetric must be off with a memory bank",
     ("symmetric", "cifar-fast"): "needs a base with epochs and symmetric off",
+    ("architectures", "v3-vit"): "varies the width of ResNets of ours, v3-vit has timm/vit_small",
 }
+for base in "v3", "v3-vit":
+    REFUSED["symmetric", base] = "needs a base with epochs and symmetric off"
+    for study in "mechanisms", "momentum", "shuffle-bn", "v3":
+        REFUSED[study, base] = f"needs a base recipe with momentum keys and a queue, {base} has"
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -109,6 +114,22 @@ def test_a_batch_whose_rate_cannot_be_scaled_back_exactly_is_one_cell():
 def test_small_views_are_not_blurred():
     recipes = STUDIES["v2"](RECIPES["cifar"]()).recipes()
     assert all(recipe.views.blur_probability == 0 for recipe in recipes.values())
+
+
+def test_the_cells_of_v3_differ_in_one_part_each():
+    base = RECIPES["v2"]()
+    cells = STUDIES["v3"](base, (512,)).recipes()
+    whole = cells["v3"]
+    assert (whole.encoder.hidden, whole.encoder.bn_group, whole.symmetric) == (512, None, True)
+    assert whole.optimizer == replace(base.optimizer, lr=0.06, weight_decay=5e-5)
+    for name, part in {
+        "v3-queue": "dictionary", "no-predictor": "encoder", "plain-heads": "encoder", "m-stays": "keys",
+    }.items():  # fmt: skip
+        assert replace(cells[name], **{part: getattr(whole, part)}) == whole, name
+    assert cells["queue"] == replace(base, symmetric=True, optimizer=whole.optimizer)
+    assert points(papers.V3) == {"v3": 76.5, "no predictor": 75.5, "heads without BN": 74.4}
+    temperature = STUDIES["temperature"](RECIPES["v3"](), (0.5,)).recipes()["mlp-0.5"]
+    assert (temperature.loss.temperature, temperature.loss.weight) == (0.5, 4.0)
 
 
 def test_the_symmetric_cell_is_the_demo_s():

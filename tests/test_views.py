@@ -11,7 +11,7 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms.v2 import functional as reference
 
 from moco.data import colour
-from moco.data.augmentation import SMALL, V1, V2, Augmentation
+from moco.data.augmentation import SMALL, V1, V2, V3, Augmentation
 from moco.data.crop import ATTEMPTS, crop_boxes, resize
 from moco.data.views import Views
 
@@ -82,7 +82,7 @@ def test_hue_of_any_turn_is_torchvisions_for_every_kind_of_pixel():
         )
 
 
-@pytest.mark.parametrize("settings", [V1, V2])
+@pytest.mark.parametrize("settings", [V1, V2, V3])
 @pytest.mark.parametrize(("channels", "size", "opencv"), [(3, 40, False), (3, 45, True)])
 def test_images_changed_one_at_a_time_are_those_changed_together(
     settings, channels, size, opencv, monkeypatch
@@ -92,7 +92,7 @@ def test_images_changed_one_at_a_time_are_those_changed_together(
     mean = (0.4,) * channels
     views = Views(dataclasses.replace(settings, size=size, mean=mean, std=mean, blur_probability=0.5))
     x = images(32, size, size, channels)
-    p = views.draw(3, 1, np.arange(32), 0)
+    p = views.draw(3, 1, np.arange(32), 1)
     together = views.photometry(x.clone(), p)
     monkeypatch.setattr(colour, "_LARGE", 1)
     monkeypatch.setattr(colour, "opencv", (lambda: "some") if opencv else (lambda: None))
@@ -180,9 +180,10 @@ def test_blur_is_gaussian():
 
 def test_whole_view_is_made_of_its_parts_in_the_order_of_the_paper():
     x = images(64, 32, 32)
-    for settings in dataclasses.replace(V1, size=32), dataclasses.replace(V2, size=32):
+    for settings in V1, V2, V3:
+        settings = dataclasses.replace(settings, size=32)
         views = Views(settings)
-        p = views.draw(1, 2, np.arange(64), 0)
+        p = views.draw(1, 2, np.arange(64), 1)
         ours = views.photometry(x.clone(), p)
         expected = []
         for row in range(64):
@@ -197,6 +198,8 @@ def test_whole_view_is_made_of_its_parts_in_the_order_of_the_paper():
                 y = reference.rgb_to_grayscale(y, 3)
             y = y[None].clone()
             colour.blur(y, p.sigma[row : row + 1], p.blur[row : row + 1])
+            if p.solarize[row]:
+                y = reference.solarize(y, 0.5)
             expected.append(reference.normalize(y[0], settings.mean, settings.std))
         torch.testing.assert_close(ours, torch.stack(expected), atol=1e-4, rtol=0)
         assert ours.is_contiguous(memory_format=torch.channels_last)
@@ -255,6 +258,29 @@ def test_rates_and_ranges_are_as_set():
     assert not Views(V1).draw(0, 0, np.arange(99), 0).blur.any()
 
 
+def test_v3s_views_differ_in_blur_and_solarizing():
+    count = 20_000
+    first, second = (Views(V3).draw(0, 0, np.arange(count), view) for view in (0, 1))
+    assert first.blur.all()
+    assert not first.solarize.any()
+    for draw, rate in (second.blur, 0.1), (second.solarize, 0.2), (first.jitter, 0.8), (second.jitter, 0.8):
+        assert stats.binomtest(int(draw.sum()), count, rate).pvalue > 1e-3
+    both = second.solarize & second.jitter
+    assert stats.binomtest(int(both.sum()), count, 0.16).pvalue > 1e-3
+
+
+def test_solarizing_is_torchvisions():
+    x = images(4, 9, 9)
+    ours, chosen = x.clone(), torch.tensor([True, False, True, True])
+    colour.solarize(ours, chosen)
+    torch.testing.assert_close(ours[chosen], reference.solarize(x[chosen], 0.5), rtol=0, atol=0)
+    assert torch.equal(ours[1], x[1])
+    bytes_ = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)  # as the released code does it, with PIL
+    levels = bytes_ / 255
+    colour.solarize(levels, torch.tensor([True]))
+    assert torch.equal((255 * levels).round().to(torch.uint8), reference.solarize(bytes_, 128))
+
+
 def test_a_view_does_not_depend_on_its_batch():
     views, x = Views(SMALL), images(8, 32, 32)
     whole = views.draw(5, 3, np.arange(8), 0)
@@ -293,6 +319,8 @@ def test_images_of_other_channel_counts_have_no_hue(channels):
         ({"brightness": -1.0}, "views.brightness must be in"),
         ({"flip_probability": 1.2}, "views.flip_probability must be in"),
         ({"blur_sigma": (0.0, 1.0)}, "views.blur_sigma must be"),
+        ({"second_blur_probability": -0.1}, "views.second_blur_probability must be in"),
+        ({"second_solarize_probability": 1.1}, "views.second_solarize_probability must be in"),
         ({"mean": None}, "both be given or both be measured"),
     ],
 )

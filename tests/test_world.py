@@ -149,7 +149,6 @@ def test_loaders_make_their_share_of_the_same_batches(size):
             4,
             r"must hold whole batch-normalisation groups, got a share of 4 images .* start at most 2",
         ),
-        (16, None, 1, 2, r"got a share of 8 images .* and 16 images per group; start at most 1 proc"),
         (16, 4, 2, 4, "4 images per group in 2 parts; start at most 2 processes"),
     ],
 )

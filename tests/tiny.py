@@ -63,10 +63,14 @@ def tiny_encoder(
     dtype: torch.dtype = torch.float64,
     bn_group: int | None = 4,
     arch: str = "resnet18",
+    v3: bool = False,
 ) -> Encoder:
     torch.manual_seed(0)
     net, features = trunk(arch, width=4, stem="small2", bn_group=bn_group)
-    return Encoder(net, head("linear", features, dim)).to(dtype)
+    if not v3:
+        return Encoder(net, head("linear", features, dim)).to(dtype)
+    top = head("mlp", features, dim, hidden=12, norm="all", bn_group=bn_group)
+    return Encoder(net, top, head("mlp", dim, dim, hidden=12, norm="hidden", bn_group=bn_group)).to(dtype)
 
 
 def tiny_batch(count: int = 16, dtype: torch.dtype = torch.float64, step: int = 0, size: int = 16) -> Batch:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from moco import chance, dictionary, encoder, kernels, keys, loss, recipe
+from moco import chance, dictionary, encoder, kernels, keys, loss, recipe, resnet, vit
 from moco.batch import Batch
 from moco.data.loader import Loader
 from moco.data.statistics import fitted
 from moco.data.views import Views
+from moco.descent import build_optimizer, learning_rate, momentum
 from moco.evaluate.diagnostics import PAIRS, diagnose, trend
 from moco.evaluate.knn import knn
 from moco.images import Data, labelled, pairs
+from moco.norm import synchronise
 from moco.processor import settled
-from moco.training import schedule
 from moco.training.checkpoint import Checkpoints
 from moco.training.compiled import compile_passes, one_step_each
 from moco.training.interpreter import Interpreter
-from moco.training.sgd import SGD
 from moco.training.trainer import Run
 from moco.world import World
 
@@ -54,17 +54,29 @@ def build_encoder(values: recipe.Recipe, channels: int) -> encoder.Encoder:
         trunk, features = encoder.trunk(
             e.arch, width=e.width, stem=e.stem, channels=channels, bn_group=e.bn_group
         )
-        head = encoder.head(e.head, features, e.dim)
+        hidden, group = e.hidden or features, e.bn_group
+        head = encoder.head(
+            e.head, features, e.dim, hidden=hidden, layers=e.head_layers, norm=e.head_norm, bn_group=group
+        )
+        predictor = None
+        if e.predictor:
+            predictor = encoder.head(
+                "mlp", e.dim, e.dim, hidden=hidden, norm=e.predictor_norm, bn_group=group
+            )
+        if e.random_patches:
+            vit.start_as_v3(trunk)
+    if e.zero_residual:
+        resnet.zero_residual(trunk)
     autocast = torch.bfloat16 if values.precision == "bfloat16" else None
-    net = encoder.Encoder(trunk, head, autocast=autocast)
+    net = encoder.Encoder(trunk, head, predictor, autocast=autocast)
     return net.to(memory_format=torch.channels_last)
 
 
 def build_keys(values: recipe.Recipe, f_q: encoder.Encoder) -> keys.KeyEncoder:
     """The recipe's key encoder for a query encoder."""
     match values.keys:
-        case recipe.MomentumKeys(momentum, shuffle):
-            return keys.MomentumKeys(f_q, momentum, shuffle=shuffle)
+        case recipe.MomentumKeys(m, shuffle=shuffle):
+            return keys.MomentumKeys(f_q, m, shuffle=shuffle)
         case recipe.TiedKeys(shuffle):
             return keys.TiedKeys(f_q, shuffle=shuffle)
         case recipe.QueryKeys():
@@ -91,12 +103,12 @@ def build_dictionary(
             return dictionary.MomentumQueue(size, values.encoder.dim, mask_own=mask_own, seed=values.seed)
         case recipe.InBatch():
             return dictionary.InBatch()
-        case recipe.MemoryBank(size, momentum, per_query, mask_own):
+        case recipe.MemoryBank(size, share, per_query, mask_own):
             return dictionary.MemoryBank(
                 images,
                 size,
                 values.encoder.dim,
-                momentum=momentum,
+                momentum=share,
                 per_query=per_query,
                 mask_own=mask_own,
                 groups=groups,
@@ -120,29 +132,6 @@ def build_loss(
             return loss.NCE(temperature, images, world)
         case recipe.Margin(margin):
             return functools.partial(loss.margin, margin=margin, world=world)
-
-
-def learning_rate(values: recipe.Recipe, steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """The recipe's learning rate as a function of the step."""
-    base = schedule.linear_scaling(values.optimizer.lr, values.batch)
-    kind = values.schedule
-
-    def rate(step: int) -> float:
-        epoch = step // steps_per_epoch
-        match kind:
-            case recipe.Step(milestones, factor):
-                decay = schedule.step_decay(epoch, milestones, factor)
-            case recipe.Cosine(by_epoch=True, first_epoch=first):
-                decay = schedule.cosine(min(1, (epoch + first) * steps_per_epoch / steps))
-            case recipe.Cosine():
-                decay = schedule.cosine(step / steps)
-            case recipe.Exponential(every, factor):
-                decay = schedule.exponential(step, every, factor)
-            case recipe.Constant():
-                decay = 1.0
-        return base * schedule.warm_up(step, kind.warmup * steps_per_epoch) * decay
-
-    return rate
 
 
 def build(
@@ -182,7 +171,8 @@ def build(
     )  # fmt: skip
     steps = values.iterations or (values.epochs or 0) * loader.steps_per_epoch
     f_q = build_encoder(values, data.train.channels).to(device)
-    if values.kernels == "triton" and values.compile == "off":  # torch.compile fuses the same operations
+    alone = world.size == 1 or values.encoder.bn_group is not None  # statistics stay within the process
+    if values.kernels == "triton" and values.compile == "off" and alone:  # torch.compile fuses the same
         from moco.kernels.norm import fuse
 
         fuse(f_q.trunk)
@@ -190,15 +180,7 @@ def build(
     criterion = build_loss(values, len(data.train), world)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
-    o = values.optimizer
-    optimizer = (SGD if device.type == "cpu" else torch.optim.SGD)(
-        f_q.parameters(),
-        o.lr,
-        momentum=o.momentum,
-        weight_decay=o.weight_decay,
-        nesterov=o.nesterov,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    optimizer = build_optimizer(values, f_q.parameters(), device)
     rate = learning_rate(values, steps, loader.steps_per_epoch)
     if not rate(0) > 0:
         raise ValueError(
@@ -206,6 +188,7 @@ def build(
         )
     _try_out(f_q, values, data.train.channels, device)
     key_encoder = build_keys(values, f_q)
+    synchronise((f_q, key_encoder), world)
     batches: Callable[[int, int], Iterator[Batch]] = loader.stream
     if values.compile != "off":
         own = [net for net in key_encoder.children() if isinstance(net, encoder.Encoder)]
@@ -229,9 +212,11 @@ def build(
         optimizer=optimizer,
         symmetric=values.symmetric,
         accumulate=values.accumulate,
+        loss_weight=getattr(values.loss, "weight", 1.0),
         world=world,
         batches=batches,
         learning_rate=rate,
+        momentum=momentum(values, steps),
         steps=steps,
         steps_per_epoch=loader.steps_per_epoch,
         batch_size=values.batch,

@@ -1,18 +1,21 @@
 """Encoders: a trunk that gives features and a head that gives unit-length vectors to compare."""
 
+import ast
 import contextlib
 import hashlib
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from moco.norm import group_batch_norm
+from moco.norm import GroupedBatchNorm1d, group_batch_norm
 from moco.resnet import ARCHITECTURES, Stem, resnet
 
 Head = Literal["linear", "mlp"]
+Norm = Literal["off", "hidden", "all"]
 
 
 class Encoder(nn.Module):
@@ -21,15 +24,25 @@ class Encoder(nn.Module):
     Args:
         trunk: images (N, channels, H, W) to features (N, D); it is what is kept after pre-training.
         head: features to vectors (N, C); it is dropped after pre-training.
-        autocast: compute the trunk and head in this precision; None computes in that of the weights.
+        predictor: of a query encoder, vectors (N, C) to others of the same length; a key encoder has none.
+        autocast: compute the trunk and heads in this precision; None computes in that of the weights.
 
-    Source: MoCo, Section 3.1; v2's head in "Improved Baselines with Momentum Contrastive Learning".
+    Source: MoCo, Section 3.1; v2's head in "Improved Baselines with Momentum Contrastive Learning"; v3's
+    prediction head in "An Empirical Study of Training Self-Supervised Vision Transformers", Section 3.
     """
 
-    def __init__(self, trunk: nn.Module, head: nn.Module, *, autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        predictor: nn.Module | None = None,
+        *,
+        autocast: torch.dtype | None = None,
+    ):
         super().__init__()
         self.trunk = trunk
         self.head = head
+        self.predictor = predictor
         self.autocast = autocast
         for module in trunk.modules():
             if type(module) is nn.Conv2d and module.stride[-1] > 1 and module.kernel_size[-1] > 1:
@@ -47,6 +60,8 @@ class Encoder(nn.Module):
         """Unit-length vectors of features, in at least 32-bit floating point."""
         with self._precision(features):
             vectors = self.head(features)
+            if self.predictor is not None:
+                vectors = self.predictor(vectors)
         if vectors.dtype in (torch.bfloat16, torch.float16):
             vectors = vectors.float()
         return F.normalize(vectors, dim=1)
@@ -83,11 +98,40 @@ class _StridedConv2d(nn.Conv2d):
             return super().forward(input.float())
 
 
-def head(kind: Head, features: int, dim: int = 128) -> nn.Module:
-    """A projection head: "linear" is v1's fully connected layer, "mlp" v2's with one hidden layer."""
+def head(
+    kind: Head,
+    features: int,
+    dim: int = 128,
+    *,
+    hidden: int | None = None,
+    layers: int = 2,
+    norm: Norm = "off",
+    bn_group: int | None = None,
+) -> nn.Module:
+    """A projection head: "linear" is v1's fully connected layer, "mlp" v2's with one hidden layer, or v3's.
+
+    Args:
+        kind: see above; what follows is of "mlp" only.
+        features: length of its input.
+        dim: C, length of its output.
+        hidden: length of what is between; None is that of the input.
+        layers: fully connected ones.
+        norm: batch normalisation after hidden layers, or after the last one too, there without scale and
+            shift. With any, as in v3, no layer has a bias.
+        bn_group: images per batch-normalisation group.
+    """
     if kind == "linear":
         return nn.Linear(features, dim)
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dim))
+    lengths = [features, *[hidden or features] * (layers - 1), dim]
+    modules: list[nn.Module] = []
+    for number in range(layers):
+        last = number == layers - 1
+        modules.append(nn.Linear(lengths[number], lengths[number + 1], bias=norm == "off"))
+        if norm == "all" or (norm == "hidden" and not last):
+            modules.append(GroupedBatchNorm1d(lengths[number + 1], bn_group, affine=not last))
+        if not last:
+            modules.append(nn.ReLU())
+    return nn.Sequential(*modules)
 
 
 def trunk(
@@ -102,16 +146,18 @@ def trunk(
 
     Args:
         name: one of `moco.resnet.ARCHITECTURES`, or "torchvision/NAME" or "timm/NAME" for any
-            image classifier of those libraries, taken without its last layer.
+            image classifier of those libraries, taken without its last layer. What the library shall
+            be told besides follows: "timm/vit_small_patch16_224,img_size=32,patch_size=4".
         width, stem: of our residual networks only.
         channels: input channels.
         bn_group: images per batch-normalisation group.
 
     Raises:
-        ValueError: if the name is unknown, or width or stem is set for a library's network.
+        ValueError: if the name is unknown, or width or stem is set for a library's network, or it does
+            not take what it is told.
         ModuleNotFoundError: if timm is asked for and not installed.
     """
-    library, _, model = name.rpartition("/")
+    library, model, options = library_network(name)
     if not library:
         own = resnet(name, width=width, stem=stem, channels=channels, bn_group=bn_group)
         return own, own.features
@@ -122,21 +168,53 @@ def trunk(
 
         if not timm.is_model(model):
             raise ValueError(f"timm has no model {model!r}; timm.list_models() names them")
-        net = timm.create_model(model, num_classes=0, in_chans=channels)
-        features = int(getattr(net, "head_hidden_size", None) or net.num_features)  # type: ignore[arg-type]
+        net = _made(name, timm.create_model, model, num_classes=0, in_chans=channels, **options)
+        features = int(getattr(net, "head_hidden_size", None) or net.num_features)
         return group_batch_norm(net, bn_group), features
     if library == "torchvision":
         import torchvision
 
         if model not in torchvision.models.list_models(torchvision.models):
             raise ValueError(f"torchvision has no classifier {model!r}")
-        net = torchvision.models.get_model(model)
+        net = _made(name, torchvision.models.get_model, model, **options)
         if getattr(net, "aux_logits", False):
             net.aux_logits = False
         features = _drop_classifier(net)
         _set_channels(net, channels)
         return group_batch_norm(net, bn_group), features
     raise ValueError(f"unknown library in {name!r}; write torchvision/NAME or timm/NAME")
+
+
+def library_network(name: str) -> tuple[str, str, dict[str, Any]]:
+    """Library, network and what it is told, of names such as "timm/vit_small_patch16_224,num_heads=12".
+
+    The library is "" for a network of ours.
+
+    Raises:
+        ValueError: if what follows the name is no list of name=value.
+    """
+    library, _, rest = name.rpartition("/")
+    network, *words = rest.split(",")
+    options = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not (library and key.isidentifier() and equals):
+            raise ValueError(
+                f"what follows a library's network must be ,name=value, got {word!r} in {name!r}"
+            )
+        try:
+            options[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[key] = value  # a word
+    return library, network, options
+
+
+def _made(name: str, make: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What a library makes of these arguments, or an error that says the network's name."""
+    try:
+        return make(*args, **options)
+    except (TypeError, RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(f"{name} cannot be made: {error}") from error
 
 
 def _drop_classifier(net: nn.Module) -> int:

@@ -39,12 +39,12 @@ class KeyEncoder(nn.Module, ABC):
 class MomentumKeys(KeyEncoder):
     """Keys of f_k, an encoder that trails the query encoder and gets no gradient.
 
-    f_k starts as a copy of f_q, parameter for parameter. Its batch normalisation keeps statistics
-    of its own: momentum applies to parameters only.
+    f_k starts as a copy of f_q, parameter for parameter, without the predictor that f_q may have. Its
+    batch normalisation keeps statistics of its own: momentum applies to parameters only.
 
     Args:
         f_q: the query encoder.
-        momentum: m in [0, 1); 0.999 in the paper.
+        momentum: m in [0, 1); 0.999 in the paper. An attribute that may change from step to step (v3).
         shuffle: permute the keys before batch normalisation groups them (shuffling BN).
 
     Raises:
@@ -57,6 +57,7 @@ class MomentumKeys(KeyEncoder):
         super().__init__()
         _check_momentum(momentum)
         self.f_k = copy.deepcopy(f_q).requires_grad_(False)
+        self.f_k.predictor = None
         self.momentum = momentum
         self.shuffle = shuffle
         self._pairs: tuple[Encoder, list[Tensor], list[Tensor]] | None = None
@@ -73,9 +74,9 @@ class MomentumKeys(KeyEncoder):
         As an optimizer keeps its list of them: to look for them at every step takes a tenth of the update.
         """
         if self._pairs is None or self._pairs[0] is not f_q:
-            self._pairs = f_q, list(self.f_k.parameters()), list(f_q.parameters())
-        _, theta_k, theta_q = self._pairs
-        _approach(theta_k, theta_q, self.momentum)
+            theta_k, theta_q = dict(self.f_k.named_parameters()), dict(f_q.named_parameters())
+            self._pairs = f_q, list(theta_k.values()), [theta_q[name] for name in theta_k]
+        _approach(*self._pairs[1:], self.momentum)
 
 
 class TiedKeys(KeyEncoder):

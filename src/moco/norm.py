@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco.world import World
 
@@ -23,7 +24,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     Args:
         features: channels.
-        group_size: images per group (32 in the paper); None takes the whole batch as one group.
+        group_size: images per group (32 in the paper); None takes the whole batch as one group, over all
+            processes once `synchronise` has been told of them.
 
     Raises:
         ValueError: if the group size is below 1, or, in training, a batch is no whole number of groups.
@@ -36,8 +38,11 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         if group_size is not None and group_size < 1:
             raise ValueError(f"group_size must be at least 1 image, got {group_size}")
         self.group_size: int | None = group_size
+        self.world: World | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.world is not None:
+            return self._over_processes(x, self.world)
         if not self.training or self.group_size is None or len(x) == self.group_size:
             return super().forward(x)
         if len(x) % self.group_size:
@@ -51,10 +56,12 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
+        weight = self.weight if self.affine else torch.ones_like(self.running_mean)
+        bias = self.bias if self.affine else torch.zeros_like(self.running_mean)
         means = self.running_mean.repeat(groups, 1)
         variances = self.running_var.repeat(groups, 1)
         y = _NormaliseGroups.apply(
-            x, self.weight, self.bias, means, variances, self.group_size, self.momentum, self.eps
+            x, weight, bias, means, variances, self.group_size, self.momentum, self.eps
         )
         with torch.no_grad():
             self.running_mean.copy_(means.mean(0))
@@ -64,21 +71,71 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     def _in_plain_operations(self, x: Tensor, groups: int) -> Tensor:
         """The same in operations that torch.compile fuses with those around them."""
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        parts = wide.unflatten(0, (groups, -1))
+        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0, keepdim=True)
+        y = self._scaled(parts, mean, variance)
+        self._remember(mean.flatten(1).mean(0), variance.flatten(1).mean(0), parts[0, :, 0].numel())
+        return y.flatten(0, 1).to(x.dtype)
+
+    @torch.compiler.disable
+    def _over_processes(self, x: Tensor, world: World) -> Tensor:
+        """Normalised by the statistics of the global batch; gradients cross the processes, too.
+
+        The variance of a whole is the mean of its parts' variances plus the variance of their means.
+        """
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        variance, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        means, variances = world.gather(torch.stack([mean, variance])[None]).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        y = self._scaled(wide, mean.view(1, -1, 1, 1), variance.view(1, -1, 1, 1))
+        self._remember(mean, variance, world.size * x[:, 0].numel())
+        return y.to(x.dtype)
+
+    def _scaled(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        y = (x - mean) * (variance + self.eps).rsqrt()
+        return y * self.weight[:, None, None] + self.bias[:, None, None] if self.affine else y
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics, whose variance is that of a sample of `count` values."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        parts = wide.unflatten(0, (groups, -1))
-        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0, keepdim=True)
-        scale = (variance + self.eps).rsqrt() * self.weight[:, None, None]
-        y = (parts - mean) * scale + self.bias[:, None, None]
-        count = parts[0, :, 0].numel()
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.flatten(1).mean(0), self.momentum)
-            self.running_var.lerp_(variance.flatten(1).mean(0) * (count / max(count - 1, 1)), self.momentum)
-            self.num_batches_tracked.add_(1)
-        return y.flatten(0, 1).to(x.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(
+            variance.to(self.running_var.dtype) * (count / max(count - 1, 1)), self.momentum
+        )
+        self.num_batches_tracked.add_(1)
+
+
+class GroupedBatchNorm1d(GroupedBatchNorm2d):
+    """The same for vectors (N, C), as between the layers of a head; its state dict is `nn.BatchNorm1d`'s.
+
+    Args: those of `GroupedBatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, :, None, None])[:, :, 0, 0]
+
+
+def synchronise(modules: Iterable[nn.Module], world: World) -> None:
+    """Let batch normalisations without groups see the global batch of several processes (SyncBN).
+
+    Raises:
+        ValueError: if there is a variant, such as timm's BatchNormAct2d, that would see one process's share.
+    """
+    if world.size == 1:
+        return
+    for norm in (m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)):
+        if not isinstance(norm, GroupedBatchNorm2d):
+            raise ValueError(
+                f"{type(norm).__name__} normalises the share of one process; start one process for this "
+                "architecture"
+            )
+        norm.world = world if norm.group_size is None else None
 
 
 class _NormaliseGroups(torch.autograd.Function):

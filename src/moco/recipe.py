@@ -28,21 +28,42 @@ class Encoder:
     """f_q and, by copy, f_k."""
 
     arch: str = "resnet50"
-    """resnet10/18/34/50/101/152, resnext50_32x8d, resnet50w2x, resnet50w4x, torchvision/NAME or timm/NAME."""
+    """resnet10/18/34/50/101/152, resnext50_32x8d, resnet50w2x, resnet50w4x, torchvision/NAME or timm/NAME,
+    these two with arguments of the library: timm/vit_small_patch16_224,img_size=32,patch_size=4."""
     width: int | None = None
     """Channels of the first stage, the others scale with it; None is the architecture's own."""
     stem: Literal["imagenet", "small", "small2"] = "imagenet"
     """imagenet: 7x7 stride 2 and a pool; small: 3x3 stride 1; small2: 3x3 stride 2."""
     head: Literal["linear", "mlp"] = "linear"
     """linear: v1's fully connected layer; mlp: v2's, with one hidden layer."""
+    head_layers: int = 2
+    """Fully connected layers of the mlp head: 2 in v2, 3 for v3's vision transformers."""
+    head_norm: Literal["off", "hidden", "all"] = "off"
+    """Batch normalisation in the mlp head: after hidden layers, or after all (v3, the last without scale)."""
+    hidden: int | None = None
+    """Channels of hidden layers in head and predictor (v3: 4096); None is as many as features."""
     dim: int = 128
     """Length C of queries and keys."""
+    predictor: bool = False
+    """v3's prediction head: two layers more, on queries only."""
+    predictor_norm: Literal["off", "hidden", "all"] = "hidden"
+    """Batch normalisation in the predictor, as in the head."""
+    zero_residual: bool = False
+    """The last normalisation of each residual block starts at zero (v3)."""
+    random_patches: bool = False
+    """Of a timm vision transformer: patch projection random and frozen, positions fixed (v3)."""
     bn_group: int | None = 32
     """Images per batch-normalisation group (32 per GPU in the paper); None: the whole batch."""
 
     def __post_init__(self):
         one_of("encoder.stem", self.stem, ("imagenet", "small", "small2"))
         one_of("encoder.head", self.head, ("linear", "mlp"))
+        one_of("encoder.head_norm", self.head_norm, ("off", "hidden", "all"))
+        one_of("encoder.predictor_norm", self.predictor_norm, ("off", "hidden", "all"))
+        require(self.head_layers >= 2, f"encoder.head_layers must be at least 2, got {self.head_layers}")
+        require(
+            self.hidden is None or self.hidden >= 1, f"encoder.hidden must be at least 1, got {self.hidden}"
+        )
         require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
         require(self.width is None or self.width >= 1, f"encoder.width must be at least 1, got {self.width}")
         require(
@@ -57,6 +78,8 @@ class MomentumKeys:
 
     momentum: float = 0.999
     """m in θ_k ← m θ_k + (1 − m) θ_q, in [0, 1)."""
+    rising: bool = False
+    """m rises to 1 over the run, by half a cosine (v3)."""
     shuffle: bool = True
     """Shuffling BN: permute the keys between batch-normalisation groups."""
 
@@ -124,10 +147,13 @@ class InfoNCE:
     """(K+1)-way softmax, Eqn. (1)."""
 
     temperature: float = 0.07
-    """T; 0.07 in v1, 0.2 in v2."""
+    """T; 0.07 in v1, 0.2 in v2, 1.0 for v3's ResNets."""
+    weight: float = 1.0
+    """Factor of the loss where it is differentiated; v3's sum of two terms 2 T L is 4 T times their mean."""
 
     def __post_init__(self):
         require(self.temperature > 0, f"loss.temperature must be above 0, got {self.temperature}")
+        require(self.weight > 0, f"loss.weight must be above 0, got {self.weight}")
 
 
 @dataclass(frozen=True)
@@ -166,11 +192,50 @@ class SGD:
     """Nesterov's form of momentum."""
 
     def __post_init__(self):
-        require(self.lr > 0, f"optimizer.lr must be above 0, got {self.lr}")
+        _check_descent(self.lr, self.weight_decay)
         require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+
+
+@dataclass(frozen=True)
+class LARS:
+    """SGD whose step in each weight is a share of that weight's length, for large batches (v3's ResNets)."""
+
+    lr: float = 0.3
+    """Learning rate of a batch of 256; another batch scales it linearly."""
+    momentum: float = 0.9
+    """Of the gradients; not m of the momentum encoder."""
+    weight_decay: float = 1.5e-6
+    """Of weights; not of biases and batch normalisation."""
+    trust: float = 0.001
+    """Length of a step over that of the weights, at learning rate 1."""
+
+    def __post_init__(self):
+        _check_descent(self.lr, self.weight_decay)
+        require(0 <= self.momentum < 1, f"optimizer.momentum must be in [0, 1), got {self.momentum}")
+        require(self.trust > 0, f"optimizer.trust must be above 0, got {self.trust}")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (v3's vision transformers)."""
+
+    lr: float = 1.5e-4
+    """Learning rate of a batch of 256; another batch scales it linearly."""
+    weight_decay: float = 0.1
+    """Of every parameter, as in the released code."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of the running means of gradients and of their squares."""
+
+    def __post_init__(self):
+        _check_descent(self.lr, self.weight_decay)
         require(
-            self.weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}"
+            all(0 <= beta < 1 for beta in self.betas), f"optimizer.betas must be in [0, 1), got {self.betas}"
         )
+
+
+def _check_descent(lr: float, weight_decay: float) -> None:
+    require(lr > 0, f"optimizer.lr must be above 0, got {lr}")
+    require(weight_decay >= 0, f"optimizer.weight_decay must not be negative, got {weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -197,6 +262,8 @@ class Cosine:
     """Number of the first epoch, with `by_epoch`: 0 for v2, 1 in the CIFAR-10 demo."""
     warmup: float = 0.0
     """Epochs over which the learning rate rises linearly from zero."""
+    after_warmup: bool = False
+    """The cosine begins where the warm-up ends (v3) instead of at the first step."""
 
 
 @dataclass(frozen=True)
@@ -262,7 +329,7 @@ class Recipe:
     loss: InfoNCE | NCE | Margin = field(default_factory=InfoNCE)
     symmetric: bool = False
     """Each view is once the query and once the key; the two losses are averaged."""
-    optimizer: SGD = field(default_factory=SGD)
+    optimizer: SGD | LARS | AdamW = field(default_factory=SGD)
     schedule: Step | Cosine | Exponential | Constant = field(default_factory=Step)
     batch: int = 256
     """Images per step, over all processes."""
@@ -353,10 +420,11 @@ class Recipe:
 
 MECHANISMS = {
     (MomentumKeys, MomentumQueue): "MoCo",
+    (MomentumKeys, InBatch): "MoCo without a queue",
     (TiedKeys, InBatch): "end-to-end",
     (QueryKeys, MemoryBank): "memory bank",
 }
-"""Rows of the paper's Table 3."""
+"""Rows of the paper's Table 3, and what v3 made of them."""
 
 
 def mechanism(values: Recipe) -> str:

@@ -102,6 +102,26 @@ class ResNet(nn.Module):
         return torch.flatten(x.mean((2, 3)), 1)
 
 
+@torch.no_grad()
+def zero_residual(net: nn.Module) -> None:
+    """Set the scale of each residual block's last normalisation to zero, so that blocks begin as identities.
+
+    Raises:
+        ValueError: if the network has no such block.
+
+    Source: Goyal et al. 2017, Section 5.1; MoCo v3's ResNets.
+    """
+    found = False
+    for block in net.modules():
+        if isinstance(block, BasicBlock | Bottleneck):
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            assert isinstance(last, nn.BatchNorm2d)
+            last.weight.zero_()
+            found = True
+    if not found:
+        raise ValueError("encoder.zero_residual needs a ResNet, ours or torchvision's; leave it off")
+
+
 def resnet(
     name: str,
     *,

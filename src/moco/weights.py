@@ -78,7 +78,7 @@ def open_weights(path: str | Path, device: torch.device | str = "cpu") -> Weight
 
     Raises:
         FileNotFoundError: if nothing is there, or a run without checkpoint.
-        ValueError: if the file holds no residual network that is understood.
+        ValueError: if the file holds no network that is understood.
     """
     path, device = Path(path), torch.device(device)
     if not path.is_file():

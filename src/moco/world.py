@@ -92,7 +92,7 @@ class World(ABC):
 
         Args:
             batch: images of the global batch.
-            group: images per batch-normalisation group; None is the whole batch.
+            group: images per batch-normalisation group; None is the whole batch, whatever the share.
             parts: parts in which a share passes the encoder.
 
         Raises:
@@ -104,12 +104,11 @@ class World(ABC):
                 f"the batch must divide among the processes, got {batch} images for {self.size} processes; "
                 f"start a number of processes that divides {batch}"
             )
-        if self.size > 1 and (group is None or share % (group * parts)):
-            need = batch if group is None else group * parts
+        if self.size > 1 and group is not None and share % (group * parts):
             raise ValueError(
                 f"each process must hold whole batch-normalisation groups, got a share of {share} images "
-                f"(a batch of {batch} over {self.size} processes) and {group or batch} images per group"
-                f"{f' in {parts} parts' if parts > 1 else ''}; start at most {batch // need} "
+                f"(a batch of {batch} over {self.size} processes) and {group} images per group"
+                f"{f' in {parts} parts' if parts > 1 else ''}; start at most {batch // (group * parts)} "
                 "processes, or set encoder.bn_group to a divisor of the share"
             )
         return share

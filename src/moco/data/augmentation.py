@@ -36,6 +36,10 @@ class Augmentation:
     """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Least and greatest standard deviation of the Gaussian blur, pixels of the view."""
+    second_blur_probability: float | None = None
+    """Probability of the blur for an image's second view (v3: 0.1); None is that of the first."""
+    second_solarize_probability: float = 0.0
+    """Probability that the bright half of a second view's pixel values is inverted (v3: 0.2)."""
     flip_probability: float = 0.5
     """Probability that a view is mirrored left to right."""
     range: tuple[float, float] | None = None
@@ -62,9 +66,9 @@ class Augmentation:
         for name in "brightness", "contrast", "saturation":
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"views.{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in "jitter", "grayscale", "blur", "flip":
+        for name in "jitter", "grayscale", "blur", "flip", "second_blur", "second_solarize":
             probability = getattr(self, f"{name}_probability")
-            if not 0 <= probability <= 1:
+            if probability is not None and not 0 <= probability <= 1:
                 raise ValueError(f"views.{name}_probability must be in [0, 1], got {probability}")
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"views.blur_sigma must be 0 < least <= greatest, got {self.blur_sigma}")
@@ -81,6 +85,17 @@ V1 = Augmentation()
 
 V2 = Augmentation(hue=0.1, jitter_probability=0.8, grayscale_first=False, blur_probability=0.5)
 """MoCo v2's "aug+": weaker hue, colour changes four times in five, and blur."""
+
+V3 = Augmentation(
+    saturation=0.2,
+    hue=0.1,
+    jitter_probability=0.8,
+    grayscale_first=False,
+    blur_probability=1.0,
+    second_blur_probability=0.1,
+    second_solarize_probability=0.2,
+)
+"""MoCo v3's for ResNets, which are BYOL's: the first view is always blurred, the second may be solarized."""
 
 SMALL = Augmentation(
     size=32,

@@ -173,6 +173,15 @@ def blur(
         images[rows] = torch.matmul(torch.matmul(down, images[rows]), across.transpose(2, 3))
 
 
+def solarize(images: Float[Tensor, "N channels H W"], chosen: Bool[Tensor, " N"]) -> None:
+    """Invert values from 1/2 up of the chosen images in [0, 1], in place."""
+    rows = chosen.nonzero().flatten()
+    if len(rows):
+        rows = send(rows, images.device)
+        bright = images[rows]
+        images[rows] = torch.where(bright >= 0.5, 1 - bright, bright)
+
+
 def _blur_one(image: Tensor, sigma: float) -> None:
     """Blur one image: each block of rows, then of columns, is a product with what the kernel reaches."""
     channels, height, width = image.shape

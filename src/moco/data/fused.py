@@ -41,12 +41,13 @@ class FusedViews:
         a = self.views.augmentation
         assert a.mean is not None
         assert a.std is not None
+        blurs = max(a.blur_probability, a.second_blur_probability or 0) > 0
         corners = p.order.new_zeros(len(p.flip), 4) if boxes is None else boxes
         chosen = torch.stack([p.flip, p.jitter, p.grayscale, p.blur], 1)
-        numbers = torch.cat([corners, chosen, p.order], 1).to(torch.int32)
+        numbers = torch.cat([corners, chosen, p.order, p.solarize[:, None]], 1).to(torch.int32)
         fractions = torch.cat([p.factors, p.sigma[:, None]], 1)
         return make_views(
             pixels, index, send(numbers, pixels.device), send(fractions, pixels.device), size=a.size,
-            crop=boxes is not None, grayscale_first=a.grayscale_first, blur=a.blur_probability > 0,
+            crop=boxes is not None, grayscale_first=a.grayscale_first, blur=blurs,
             low=low, high=high, mean=a.mean, std=a.std, dtype=self.dtype,
         )  # fmt: skip

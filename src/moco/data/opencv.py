@@ -37,6 +37,8 @@ def photometry(
             canvas.grayscale()
         if p.blur[row]:
             canvas.blur(float(p.sigma[row]))
+        if p.solarize[row]:
+            canvas.solarize()
         cv2.transform(canvas.image, normal, dst=home)
     return images
 
@@ -71,6 +73,10 @@ class Canvas:
         kernel = gaussian(sigma).numpy()
         cv2.sepFilter2D(self.image, -1, kernel, kernel, dst=self.spare, borderType=cv2.BORDER_REPLICATE)
         self.image, self.spare = self.spare, self.image
+
+    def solarize(self) -> None:
+        bright = torch.from_numpy(self.image)
+        torch.where(bright >= 0.5, 1 - bright, bright, out=bright)
 
     def _product(self, matrix: np.ndarray) -> None:
         cv2.transform(self.image, matrix, dst=self.spare)

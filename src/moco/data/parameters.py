@@ -18,6 +18,7 @@ class Parameters:
     grayscale: Bool[Tensor, " N"]
     blur: Bool[Tensor, " N"]
     sigma: Float[Tensor, " N"]
+    solarize: Bool[Tensor, " N"]
 
     def take(self, rows: slice | Tensor) -> "Parameters":
         """Those of some images."""

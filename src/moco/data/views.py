@@ -52,6 +52,14 @@ class Views:
         factors = 2 * draws[:, -8:-4] - 1
         strengths = torch.tensor([a.brightness, a.contrast, a.saturation, a.hue], dtype=factors.dtype)
         centres = torch.tensor([1.0, 1.0, 1.0, 0.0], dtype=factors.dtype)
+        second = view == 1
+        blur_probability = a.blur_probability
+        if second and a.second_blur_probability is not None:
+            blur_probability = a.second_blur_probability
+        solarize = torch.zeros(len(index), dtype=torch.bool)
+        if second and a.second_solarize_probability:
+            own = chance.uniform(seed, "solarize", index, 1, step=epoch, view=view)[:, 0]
+            solarize = own < a.second_solarize_probability
         return Parameters(
             crop_draws=draws[:, : crop.DRAWS],
             flip=flip < a.flip_probability,
@@ -59,8 +67,9 @@ class Views:
             factors=(centres + strengths * factors).float(),
             order=draws[:, -4:].argsort(1),
             grayscale=grayscale < a.grayscale_probability,
-            blur=blur < a.blur_probability,
+            blur=blur < blur_probability,
             sigma=(a.blur_sigma[0] + (a.blur_sigma[1] - a.blur_sigma[0]) * sigma).float(),
+            solarize=solarize,
         )
 
     def boxes(
@@ -98,13 +107,14 @@ class Views:
         return result
 
     def _change(self, images: Tensor, parameters: Parameters) -> None:
-        """Colour changes and blur, in place."""
+        """Colour changes, blur and solarizing, in place."""
         if self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.jitter(images, parameters.factors, parameters.order, parameters.jitter)
         if not self.augmentation.grayscale_first:
             colour.grayscale(images, parameters.grayscale)
         colour.blur(images, parameters.sigma, parameters.blur)
+        colour.solarize(images, parameters.solarize)
 
     def unit(self, images: Tensor, kind: torch.dtype | None = None) -> Tensor:
         """Pixels as floats in which `range` is 0 to 1; values beyond it stay beyond.

@@ -33,7 +33,7 @@ def backbone_metadata(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no residual network that is understood.
+        ValueError: if it holds no network that is understood.
     """
     path = backbone_path(path)
     about = own_metadata(path)
@@ -50,7 +50,7 @@ def load_backbone(path: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it holds no residual network that is understood.
+        ValueError: if it holds no network that is understood.
     """
     path = backbone_path(path)
     about = own_metadata(path)

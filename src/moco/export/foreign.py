@@ -52,16 +52,19 @@ def read_foreign(path: Path) -> Foreign:
 
     Args:
         path: a file of the released MoCo code (`module.encoder_q.*`) or its CIFAR-10 demo, of
-            MoCo v3, lightly, solo-learn or mmselfsup, or a torchvision state dict of a ResNet.
+            MoCo v3 (its vision transformers, too), lightly, solo-learn or mmselfsup, or a torchvision
+            state dict of a ResNet.
 
     Raises:
-        ValueError: if no residual network is found in it, or one this package does not know.
+        ValueError: if no such network is found in it, or one this package does not know.
     """
     tensors = named_tensors(path)
     encoders = (
         (origin, _torchvision_names({k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}))
         for p, origin in _ORIGINS.items()
     )
+    if "base_encoder.cls_token" in tensors:
+        return _transformer(path, {k: v for k, v in tensors.items() if k.startswith("base_encoder.")})
     whole = ((o, t) for o, t in encoders if "conv1.weight" in t and "layer1.0.conv2.weight" in t)
     origin, renamed = next(whole, ("", {}))
     if not renamed:
@@ -133,6 +136,32 @@ def _torchvision_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             first = "fc"  # the demo's last layer, numbered like the others
         renamed[f"{names.get(first, first)}.{rest}".replace(".shortcut.", ".downsample.")] = value
     return renamed
+
+
+def _transformer(path: Path, tensors: dict[str, Tensor]) -> Foreign:
+    """The vision transformer of a MoCo v3 checkpoint, whose names are timm's."""
+    trunk = {k.removeprefix("base_encoder."): v for k, v in tensors.items()}
+    trunk = {k: v for k, v in trunk.items() if not k.startswith("head.")}
+    _, channels, patch, _ = trunk["patch_embed.proj.weight"].shape
+    _, places, dim = trunk["pos_embed"].shape
+    size = patch * round((places - 1) ** 0.5)
+    names = {384: "small", 768: "base", 1024: "large"}
+    if dim not in names or (size, patch) != (224, 16):
+        raise ValueError(
+            f"{path} holds a vision transformer of {dim} numbers and patches of {patch} pixels at {size}, "
+            f"which is none of v3's ({', '.join(map(str, names))} numbers, patches of 16 pixels at 224)"
+        )
+    about = {
+        "arch": f"timm/vit_{names[dim]}_patch16_224" + (",num_heads=12" if dim < 768 else ""),
+        "width": None,
+        "stem": "imagenet",
+        "channels": channels,
+        "size": size,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "origin": "MoCo v3",
+    }
+    return Foreign(trunk, {}, about, "MoCo v3")
 
 
 def _architecture(path: Path, trunk: dict[str, Tensor]) -> dict[str, Any]:

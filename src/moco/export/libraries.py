@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+from moco.encoder import library_network
 from moco.export.backbone import backbone_bytes
 from moco.export.target import Network, Target, network, pixel_statistics, preparation, quoted, refusal
 
@@ -35,10 +36,11 @@ class Torchvision(Target):
     reads_with = ("torchvision",)
 
     def lines(self, about: dict[str, Any], folder: Path) -> list[str]:
-        library, _, own = about["arch"].rpartition("/")
+        library, own, options = library_network(about["arch"])
         changes: list[str] = []
         if library == "torchvision" and about["channels"] == 3:
-            call, classifier = f"torchvision.models.get_model({quoted(Path(own))})", _classifier(own)
+            told = "".join(f", {name}={value!r}" for name, value in options.items())
+            call, classifier = f"torchvision.models.get_model({quoted(Path(own))}{told})", _classifier(own)
         else:
             net = network(about, self.name)
             _need_usual_width(net, about, self.name)
@@ -122,11 +124,11 @@ class Timm(Target):
         ]
 
     def files(self, net: nn.Module, about: dict[str, Any], folder: Path) -> dict[str, bytes]:
-        library, _, own = about["arch"].rpartition("/")
+        library, own, options = library_network(about["arch"])
         config: dict[str, Any] = {"pretrained_cfg": _timm_input(about), "moco": about}
         tensors = net.state_dict()
         if library == "timm":
-            config |= {"architecture": own, "model_args": {}}
+            config |= {"architecture": own, "model_args": options}
         elif (shape := network(about, self.name)).width == 64:
             name, options = _timm(shape)
             config |= {"architecture": name, "model_args": options}

@@ -38,8 +38,9 @@ def make_views(
     Args:
         pixels: (M, 3, H, W) of any type, on the device.
         index: (N,) which images, one row per view.
-        numbers: (N, 12) int32: top, left, height and width of each crop; whether it is mirrored, changed
-            in colour, made grey and blurred; the order of brightness 0, contrast 1, saturation 2, hue 3.
+        numbers: (N, 13) int32: top, left, height and width of each crop; whether it is mirrored, changed
+            in colour, made grey and blurred; the order of brightness 0, contrast 1, saturation 2, hue 3;
+            whether it is solarized.
         fractions: (N, 5) float32: factor or shift of each of these four; deviation of the blur, pixels.
         size: of a view.
         crop: False takes square images of `size` as they are, neither cropped nor mirrored.
@@ -109,6 +110,18 @@ def _luma(red, green, blue):
 
 
 @triton.jit
+def _stored(view, here, solarized, red, green, blue, mean_0, mean_1, mean_2, per_std_0, per_std_1, per_std_2):
+    """Write finished pixels: the bright half inverted where that was drawn, then normalised."""
+    kind = view.dtype.element_ty
+    red = tl.where((solarized != 0) & (red >= 0.5), 1 - red, red)
+    green = tl.where((solarized != 0) & (green >= 0.5), 1 - green, green)
+    blue = tl.where((solarized != 0) & (blue >= 0.5), 1 - blue, blue)
+    tl.store(view, ((red - mean_0) * per_std_0).to(kind), mask=here)
+    tl.store(view + 1, ((green - mean_1) * per_std_1).to(kind), mask=here)
+    tl.store(view + 2, ((blue - mean_2) * per_std_2).to(kind), mask=here)
+
+
+@triton.jit
 def _hued(value, chroma, sixth, OFFSET: tl.constexpr):
     """One channel of a colour, from its place on the circle in sixths."""
     phase = sixth + OFFSET
@@ -155,7 +168,7 @@ def _colour(
     sample, tile = tl.program_id(0), tl.program_id(1)
     at = tile * BLOCK + tl.arange(0, BLOCK)
     here = at < SIZE * SIZE
-    numbers, factors = all_numbers + sample * 12, all_fractions + sample * 5
+    numbers, factors = all_numbers + sample * 13, all_fractions + sample * 5
     jitter, gray, blurred = tl.load(numbers + 5), tl.load(numbers + 6), tl.load(numbers + 7)
     kept = scratch + sample.to(tl.int64) * 3 * SIZE * SIZE + at
     if STAGE == 2:
@@ -231,10 +244,10 @@ def _colour(
         tl.store(kept + 2 * SIZE * SIZE, blue, mask=here)
     else:
         view = out + (sample.to(tl.int64) * SIZE * SIZE + at) * 3
-        kind = out.dtype.element_ty
-        tl.store(view, ((red - mean_0) * per_std_0).to(kind), mask=here)
-        tl.store(view + 1, ((green - mean_1) * per_std_1).to(kind), mask=here)
-        tl.store(view + 2, ((blue - mean_2) * per_std_2).to(kind), mask=here)
+        _stored(
+            view, here, tl.load(numbers + 12), red, green, blue,
+            mean_0, mean_1, mean_2, per_std_0, per_std_1, per_std_2,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -244,7 +257,7 @@ def _blur(
 ):  # fmt: skip
     """Gaussian means along rows, or then along columns and normalised, of the images that are blurred."""
     sample = tl.program_id(0)
-    if tl.load(all_numbers + sample * 12 + 7) != 0:
+    if tl.load(all_numbers + sample * 13 + 7) != 0:
         at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         here = at < SIZE * SIZE
         y, x = at // SIZE, at % SIZE
@@ -271,10 +284,10 @@ def _blur(
         red, green, blue = red / total, green / total, blue / total
         if DOWN:
             view = out + (sample.to(tl.int64) * SIZE * SIZE + at) * 3
-            kind = out.dtype.element_ty
-            tl.store(view, ((red - mean_0) * per_std_0).to(kind), mask=here)
-            tl.store(view + 1, ((green - mean_1) * per_std_1).to(kind), mask=here)
-            tl.store(view + 2, ((blue - mean_2) * per_std_2).to(kind), mask=here)
+            _stored(
+                view, here, tl.load(all_numbers + sample * 13 + 12), red, green, blue,
+                mean_0, mean_1, mean_2, per_std_0, per_std_1, per_std_2,
+            )  # fmt: skip
         else:
             target = scratch + other_half + image + at
             tl.store(target, red, mask=here)

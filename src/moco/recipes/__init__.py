@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from moco.recipe import Recipe
-from moco.recipes.imagenet import instagram, photos, v1, v2
+from moco.recipes.imagenet import instagram, photos, v1, v2, v3, v3_vit
 from moco.recipes.small import cifar, cifar_fast, cifar_symmetric, cpu, demo
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -15,6 +15,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar-fast": cifar_fast,
     "v1": v1,
     "v2": v2,
+    "v3": v3,
+    "v3-vit": v3_vit,
     "instagram": instagram,
 }
 

@@ -12,7 +12,7 @@ from moco.recipes import RECIPES
 from moco.recipes.small import cpu
 from moco.studies.mechanisms import batch, mechanisms, momentum, shuffle_bn
 from moco.studies.study import Axis, Cell, Point, Published, Study
-from moco.studies.variants import architectures, symmetric, temperature, v2
+from moco.studies.variants import architectures, symmetric, temperature, v2, v3
 
 __all__ = ["BASES", "STUDIES", "Axis", "Cell", "Point", "Published", "Study", "cores"]
 
@@ -22,6 +22,7 @@ STUDIES: dict[str, Callable[..., Study]] = {
     "shuffle-bn": shuffle_bn,
     "temperature": temperature,
     "v2": v2,
+    "v3": v3,
     "architectures": architectures,
     "batch": batch,
     "symmetric": symmetric,

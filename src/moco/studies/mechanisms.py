@@ -8,7 +8,7 @@ from moco.studies import published
 from moco.studies.study import Axis, Cell, Study
 
 
-def _parts(base: Recipe) -> tuple[MomentumKeys, MomentumQueue]:
+def parts(base: Recipe) -> tuple[MomentumKeys, MomentumQueue]:
     """The base's momentum keys and queue, for studies that need them."""
     if not isinstance(base.dictionary, MomentumQueue) or not isinstance(base.keys, MomentumKeys):
         raise ValueError(
@@ -29,7 +29,7 @@ def mechanisms(base: Recipe, values: Sequence[float] = (), *, largest_batch: int
         values: sizes K; by default the paper's, up to the base's.
         largest_batch: largest K that is run end-to-end; the paper's machine held 1,024.
     """
-    _, queue = _parts(base)
+    _, queue = parts(base)
     sizes = [int(v) for v in values] or [k for k in (256, 512, 1024, 4096, 16384, 65536) if k <= queue.size]
     group = base.encoder.bn_group or 0
     cells = []
@@ -70,7 +70,7 @@ def momentum(base: Recipe, values: Sequence[float] = (0, 0.9, 0.99, 0.999, 0.999
         base: a recipe with momentum keys and a queue; a queue larger than 4,096 is cut to it.
         values: of m in θ_k ← m θ_k + (1 − m) θ_q.
     """
-    keys, queue = _parts(base)
+    keys, queue = parts(base)
     base = replace(base, dictionary=replace(queue, size=min(queue.size, 4096)))
     cells = [Cell(f"m-{m:g}", replace(base, keys=replace(keys, momentum=float(m))), f"{m:g}") for m in values]
     nearest = min(values, key=lambda m: abs(m - keys.momentum))
@@ -94,7 +94,7 @@ def shuffle_bn(base: Recipe, values: Sequence[float] = ()) -> Study:
         base: a recipe with momentum keys.
         values: images per batch-normalisation group; by default the base's.
     """
-    keys, _ = _parts(base)
+    keys, _ = parts(base)
     groups = [int(v) for v in values] or [base.encoder.bn_group or base.batch // 2]
     cells = []
     for group in groups:

@@ -96,6 +96,17 @@ V2 = Published(
     ),
 )
 
+V3 = Published(
+    source="MoCo v3, ablations of a ViT",
+    data="ImageNet-1M, ViT-B/16, 300 epochs",
+    metric="linear top-1",
+    points=(
+        Point("v3", 76.5),
+        Point("no predictor", 75.5),
+        Point("heads without BN", 74.4, note="batch 2,048"),
+    ),
+)
+
 ARCHITECTURES = Published(
     source="MoCo, Table 1",
     data="ImageNet-1M; millions of parameters without the classifier",

@@ -1,12 +1,13 @@
-"""The ablations of the second paper and of later work: temperature, v2's parts, networks, symmetry."""
+"""The ablations of the later papers and of others: temperature, v2's and v3's parts, networks, symmetry."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
 from moco.data.augmentation import Augmentation
-from moco.recipe import Cosine, InfoNCE, Recipe, Step
+from moco.recipe import Cosine, InBatch, InfoNCE, Recipe, Step
 from moco.studies import published
+from moco.studies.mechanisms import parts
 from moco.studies.study import Axis, Cell, Study
 
 _HEADS: tuple[tuple[Literal["linear", "mlp"], str], ...] = (("linear", "linear head"), ("mlp", "MLP head"))
@@ -27,9 +28,8 @@ def temperature(base: Recipe, values: Sequence[float] = (0.07, 0.1, 0.2, 0.3, 0.
     cells = []
     for head, series in _HEADS:
         for value in values:
-            recipe = replace(
-                base, encoder=replace(base.encoder, head=head), loss=InfoNCE(temperature=float(value))
-            )
+            loss = replace(base.loss, temperature=float(value))
+            recipe = replace(base, encoder=replace(base.encoder, head=head), loss=loss)
             cells.append(Cell(f"{head}-{value:g}", recipe, float(value), series))
     return Study(
         name="temperature",
@@ -104,6 +104,8 @@ def architectures(base: Recipe, values: Sequence[float] = (1, 2, 4)) -> Study:
         values: times the base's width, where the base is no ResNet-50.
     """
     e = base.encoder
+    if "/" in e.arch:
+        raise ValueError(f"the study varies the width of ResNets of ours, {base.name} has {e.arch}")
     if e.arch == "resnet50" and e.width is None:
         nets = {
             "r50": e,
@@ -135,8 +137,7 @@ def architectures(base: Recipe, values: Sequence[float] = (1, 2, 4)) -> Study:
 def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
     """Is a symmetric loss worth its price, against training longer?
 
-    Source: the released CIFAR-10 demo, which sums both terms: here they are averaged, so lr is
-    doubled and weight decay halved, which gives the same weights.
+    Source: the released CIFAR-10 demo; see `doubled` for its sum of both terms.
 
     Args:
         base: a recipe with epochs and the loss in one direction.
@@ -145,15 +146,13 @@ def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
     if base.epochs is None or base.symmetric:
         raise ValueError(f"the study needs a base with epochs and symmetric off, got {base.name}")
     (longer,) = values or (2,)
-    o = base.optimizer
-    both = replace(base, symmetric=True, optimizer=replace(o, lr=2 * o.lr, weight_decay=o.weight_decay / 2))
     twice = "one direction, twice as long" if longer == 2 else f"one direction, {longer:g} times as long"
     return Study(
         name="symmetric",
         question="Is a symmetric loss worth its price, against training longer?",
         cells=(
             Cell("one-direction", base, "one direction"),
-            Cell("symmetric", both, "symmetric"),
+            Cell("symmetric", doubled(base), "symmetric"),
             Cell("longer", of_length(base, round(longer * base.epochs)), twice),
         ),
         axis=Axis("loss"),
@@ -161,6 +160,52 @@ def symmetric(base: Recipe, values: Sequence[float] = (2,)) -> Study:
         reference="one-direction",
         published=(published.SYMMETRIC,),
     )
+
+
+def v3(base: Recipe, values: Sequence[float] = ()) -> Study:
+    """What does each part of v3 do, and what does it cost to have no queue?
+
+    Source: MoCo v3, Section 4.3 (predictor, batch normalisation in the heads), Section 3 (no queue). All
+    cells have both directions of the loss; v3's have batch normalisation over the whole batch.
+
+    Args:
+        base: a recipe with momentum keys and a queue; temperature, optimizer and views stay its own.
+        values: channels of the heads' hidden layers; by default four times the vectors' length.
+    """
+    keys, queue = parts(base)
+    (hidden,) = values or (4 * base.encoder.dim,)
+    both = base if base.symmetric else doubled(base)
+    encoder = replace(
+        base.encoder, head="mlp", head_norm="all", hidden=int(hidden), predictor=True, bn_group=None
+    )
+    steady = replace(keys, rising=False, shuffle=False)
+    whole = replace(both, encoder=encoder, keys=replace(steady, rising=True), dictionary=InBatch())
+    plain = replace(encoder, head_norm="off", predictor_norm="off")
+    return Study(
+        name="v3",
+        question="What does each part of v3 do, and what does it cost to have no queue?",
+        cells=(
+            Cell("queue", both, "queue, base's head"),
+            Cell("v3", whole, "v3"),
+            Cell("v3-queue", replace(whole, dictionary=queue), "v3 with the queue"),
+            Cell("no-predictor", replace(whole, encoder=replace(encoder, predictor=False)), "no predictor"),
+            Cell("plain-heads", replace(whole, encoder=plain), "heads without BN"),
+            Cell("m-stays", replace(whole, keys=steady), "m stays"),
+        ),
+        axis=Axis("parts"),
+        reference="v3",
+        published=(published.V3,),
+    )
+
+
+def doubled(base: Recipe) -> Recipe:
+    """The base with the loss in both directions, as the released CIFAR-10 demo has it.
+
+    It sums both terms: here they are averaged, so lr is doubled and weight decay halved, which gives the
+    same weights with SGD.
+    """
+    o = base.optimizer
+    return replace(base, symmetric=True, optimizer=replace(o, lr=2 * o.lr, weight_decay=o.weight_decay / 2))
 
 
 def of_length(base: Recipe, epochs: int) -> Recipe:

@@ -25,6 +25,14 @@ def cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def rising(momentum: float, progress: float) -> float:
+    """m of the momentum encoder, from `momentum` at progress 0 to 1 at progress 1, by half a cosine.
+
+    Source: MoCo v3's released code; BYOL before it.
+    """
+    return 1 - cosine(progress) * (1 - momentum)
+
+
 def exponential(step: int, every: int, factor: float) -> float:
     """`factor` for every so many steps; Instagram-1B: 0.9 per 62,500 (MoCo, Section 4.1)."""
     return factor ** (step // every)

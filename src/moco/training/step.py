@@ -29,6 +29,7 @@ class Setup(Protocol):
     optimizer: torch.optim.Optimizer
     symmetric: bool
     accumulate: int
+    loss_weight: float
 
     def loss(self, q: Tensor, entries: Entries) -> Contrast: ...
 
@@ -69,7 +70,7 @@ def step(run: Setup, batch: Batch, world: World) -> Measures:
 
     run.optimizer.zero_grad(set_to_none=True)
     with averaged_gradients(run.f_q, world):  # over the processes: those of the global batch
-        loss.backward()
+        (run.loss_weight * loss).backward()
     run.optimizer.step()
     run.keys.follow(run.f_q)  # θ_k ← m θ_k + (1 − m) θ_q, Eqn. (2)
     for k in keys:
@@ -102,7 +103,7 @@ def _step_in_parts(run: Setup, batch: Batch, world: World) -> Measures:
             last = len(terms) + 1 == len(pairs) and len(parts) == run.accumulate
             # the gradients of earlier parts are in `.grad` and travel with those of the last
             with averaged_gradients(run.f_q, world) if last else contextlib.nullcontext():
-                (contrast.loss / (run.accumulate * len(pairs))).backward()
+                (run.loss_weight * contrast.loss / (run.accumulate * len(pairs))).backward()
             statistics.part()
         statistics.finish()
         queries, losses, accuracies = zip(*parts, strict=True)

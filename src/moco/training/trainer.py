@@ -14,7 +14,7 @@ from moco import chance
 from moco.batch import Batch
 from moco.dictionary import Dictionary
 from moco.encoder import Encoder
-from moco.keys import KeyEncoder
+from moco.keys import KeyEncoder, MomentumKeys
 from moco.loss import Contrast, Entries
 from moco.training.checkpoint import Checkpoints
 from moco.training.interpreter import Interpreter
@@ -39,9 +39,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     symmetric: bool
     accumulate: int
+    loss_weight: float
+    """Factor of the loss where it is differentiated; journals have the loss without it."""
     world: World
     batches: Callable[[int, int], Iterator[Batch]]
     learning_rate: Callable[[int], float]
+    momentum: Callable[[int], float] | None
+    """m with which f_k follows after a step, where it changes over the run."""
     steps: int
     steps_per_epoch: int
     batch_size: int
@@ -164,6 +168,8 @@ def train(run: Run, folder: Path) -> Journal:
             lr = run.learning_rate(batch.step)
             for group in run.optimizer.param_groups:
                 group["lr"] = lr
+            if run.momentum is not None and isinstance(run.keys, MomentumKeys):
+                run.keys.momentum = run.momentum(batch.step)
             torch.manual_seed(chance.generator(run.seed, purpose, batch.step).initial_seed())
             done = batch.step + 1
             journal_due = done % run.journal_every == 0 or done == run.steps
