@@ -227,6 +227,10 @@ def test_unknown_norms_and_settings_are_refused():
         recipe.Encoder(head_norm="on")
     with pytest.raises(ValueError, match=r"encoder\.head_layers must be at least 2, got 1"):
         recipe.Encoder(head_layers=1)
+    with pytest.raises(ValueError, match=r"belong to the mlp head, got 3 and off with the linear one"):
+        recipe.Encoder(head_layers=3)
+    with pytest.raises(ValueError, match=r"encoder\.predictor needs momentum keys"):
+        small(keys=recipe.TiedKeys(shuffle=False))
     with pytest.raises(ValueError, match=r"optimizer\.trust must be above 0, got 0"):
         recipe.LARS(trust=0)
     with pytest.raises(ValueError, match=r"optimizer\.betas must be in \[0, 1\)"):

@@ -62,6 +62,11 @@ class Encoder:
         one_of("encoder.predictor_norm", self.predictor_norm, ("off", "hidden", "all"))
         require(self.head_layers >= 2, f"encoder.head_layers must be at least 2, got {self.head_layers}")
         require(
+            self.head == "mlp" or (self.head_layers == 2 and self.head_norm == "off"),
+            "encoder.head_layers and encoder.head_norm belong to the mlp head, "
+            f"got {self.head_layers} and {self.head_norm} with the linear one",
+        )
+        require(
             self.hidden is None or self.hidden >= 1, f"encoder.hidden must be at least 1, got {self.hidden}"
         )
         require(self.dim >= 1, f"encoder.dim must be at least 1, got {self.dim}")
@@ -389,6 +394,10 @@ class Recipe:
             f"keys.shuffle needs at least two batch-normalisation groups, got {group or self.batch} images "
             f"per group in a batch of {self.batch}: one group has nothing to shuffle between, and the "
             "pretext task leaks; make encoder.bn_group half of the batch or less, or turn keys.shuffle off",
+        )
+        require(
+            not self.encoder.predictor or isinstance(self.keys, MomentumKeys),
+            "encoder.predictor needs momentum keys: other keys would pass it as queries do",
         )
         part, rest = divmod(self.batch, self.accumulate)
         require(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 from moco.data.augmentation import Augmentation
-from moco.recipe import Cosine, InBatch, InfoNCE, Recipe, Step
+from moco.recipe import Cosine, Encoder, InBatch, InfoNCE, Recipe, Step
 from moco.studies import published
 from moco.studies.mechanisms import parts
 from moco.studies.study import Axis, Cell, Study
@@ -29,7 +29,7 @@ def temperature(base: Recipe, values: Sequence[float] = (0.07, 0.1, 0.2, 0.3, 0.
     for head, series in _HEADS:
         for value in values:
             loss = replace(base.loss, temperature=float(value))
-            recipe = replace(base, encoder=replace(base.encoder, head=head), loss=loss)
+            recipe = replace(base, encoder=_with_head(base.encoder, head), loss=loss)
             cells.append(Cell(f"{head}-{value:g}", recipe, float(value), series))
     return Study(
         name="temperature",
@@ -64,7 +64,7 @@ def v2(base: Recipe, values: Sequence[float] = (4,)) -> Study:
     def recipe(*, mlp: bool, aug: bool, cos: bool = False, times: float = 1) -> Recipe:
         return replace(
             base,
-            encoder=replace(base.encoder, head="mlp" if mlp else "linear"),
+            encoder=_with_head(base.encoder, "mlp" if mlp else "linear"),
             views=_colours(base.views, plus=aug),
             loss=InfoNCE(temperature=0.2 if mlp else 0.07),
             schedule=cosine if cos else steps,
@@ -220,6 +220,13 @@ def of_length(base: Recipe, epochs: int) -> Recipe:
         scaled = (max(1, round(epoch * epochs / base.epochs)) for epoch in schedule.milestones)
         schedule = replace(schedule, milestones=tuple(scaled))
     return replace(base, epochs=epochs, iterations=None, schedule=schedule)
+
+
+def _with_head(encoder: Encoder, head: Literal["linear", "mlp"]) -> Encoder:
+    """The encoder with another head; what belongs to the mlp head goes with it."""
+    if head == "mlp":
+        return replace(encoder, head=head)
+    return replace(encoder, head=head, head_layers=2, head_norm="off")
 
 
 def _colours(views: Augmentation, *, plus: bool) -> Augmentation:
