@@ -8,13 +8,14 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per test process: pytest-xdist runs several
 if not os.path.exists("/dev/nvidiactl"):  # read when Triton is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+SOURCE = Path(__file__).parents[1] / "src"
 _hook = install_import_hook(
     [
-        *(f"moco.{part}" for part in ("batch", "chance", "loss", "keys", "dictionary", "encoder")),
-        *(f"moco.data.{part}" for part in ("views", "crop", "colour", "source", "loader")),
-        *(f"moco.evaluate.{part}" for part in ("knn", "features")),
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        for path in sorted(SOURCE.rglob("*.py"))
+        if "from jaxtyping import" in path.read_text()
     ],
-    "beartype.beartype",
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",  # an int is a float, too
 )
 
 import pytest  # noqa: E402

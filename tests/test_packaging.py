@@ -29,6 +29,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
     }
     assert files <= inside
     assert "moco/report/page/report.html" in inside
+    assert "moco/py.typed" in inside  # without it type checkers pass over the annotations
 
 
 def test_few_packages_are_needed_besides_torch():

@@ -29,6 +29,7 @@ SMALL = {
     "architectures": (1, 2),
     "batch": (16, 32),
     "symmetric": (2,),
+    "v3": (32,),
 }
 
 

@@ -264,14 +264,14 @@ def _length(found: Plan, seconds: float, said: bool) -> None:
     why = f"a key encoder of the last {last:,} of {steps:,} steps"
     if last >= steps:
         why = f"the least that is advised; it suits longer runs than these {steps:,} steps"
-    _set(found, "keys.momentum", momentum, why, "MoCo, Table in 4.1; docs/log.md")
+    _set(found, "keys.momentum", momentum, why, "MoCo, Section 4.1; docs/log.md")
     long = steps >= 20_000 and found.look.short_side > 48
     temperature = 0.2 if long else 0.1
     head = dataclasses.replace(found.recipe.encoder, head="mlp" if long else "linear")
     found.recipe = dataclasses.replace(found.recipe, encoder=head, loss=InfoNCE(temperature))
     why = "pays in long runs on photographs" if long else "better in short runs and on small images"
     _note(found, "encoder.head", head.head, why, "MoCo v2, Table 1; docs/log.md")
-    _note(found, "loss.temperature", temperature, f"goes with the {head.head} head", "MoCo v2, Table 2")
+    _note(found, "loss.temperature", temperature, f"goes with the {head.head} head", "MoCo v2, Section 3")
     warmup = round(min(1.0, 0.1 * steps / per_epoch), 2)
     _note(found, "schedule", f"Cosine, {some(warmup, 'epoch')} of warm-up", "zero at the end", "MoCo v2")
     found.recipe = dataclasses.replace(

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -258,7 +259,7 @@ def read_file(path: Path, reading: Reading) -> bytes:
         return limited(file, reading, size=os.fstat(file.fileno()).st_size)
 
 
-def limited(file: IO[bytes], reading: Reading, *, size: int | None = None) -> bytes:
+def limited(file: IO[bytes] | BufferedIOBase, reading: Reading, *, size: int | None = None) -> bytes:
     """The bytes of an open file, of this size if it is known; ValueError if decoding may not take so many."""
     # a reader asked for more than there is takes that much memory first
     content = file.read(1 + (reading.max_memory if size is None else min(size, reading.max_memory)))

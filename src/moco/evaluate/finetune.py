@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,7 @@ class Classifier(nn.Module):
         return self.fc(self.trunk(images).float())
 
 
+@runtime_checkable
 class Keeper(Protocol):
     """Where the state of a training is kept between epochs."""
 

@@ -82,7 +82,7 @@ class Examples:
     classes: tuple[str, ...]
     examples: tuple[Example, ...]
     source: Path
-    category_ids: tuple[int, ...] = ()
+    category_ids: tuple[int | float | str, ...] = ()
     joints: int = 0
     mirrored: tuple[int, ...] = ()
     lookup: tuple[int, ...] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from moco.transfer.example import IGNORED_PIXEL
@@ -20,7 +20,7 @@ class Confusion:
         self.classes = tuple(classes)
         self.counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
 
-    def add(self, truth: Int[Tensor, "H W"], found: Int[Tensor, "H W"]) -> None:
+    def add(self, truth: Integer[Tensor, "H W"], found: Integer[Tensor, "H W"]) -> None:
         """Take in one image; pixels of true class 255 do not count.
 
         Raises:
